@@ -1,0 +1,164 @@
+/* rpc.h - the thin layer over gRPC's C core; nothing else includes <grpc/...>.
+ *
+ * Unary calls and full-duplex streams with blocking calls: each stream has a
+ * completion queue of its own, and the thread that uses the stream does the
+ * stream's I/O. Small messages are bytes; a bulk message is a few encoded bytes
+ * followed by one block that is sent without a copy.
+ *
+ * Ownership: what _new/_open/_recv hand out belongs to the caller until the
+ *            matching _free/_release. Names and addresses are copied.
+ * Threads:   a channel and a server may be used by any thread. A stream may be
+ *            used by one sending and one receiving thread at a time;
+ *            rpc_stream_cancel() may come from any.
+ * Errors:    hedge codes; both ends see the code and text the far handler
+ *            gave (gRPC status + trailing metadata `hedge-error`). A peer that
+ *            cannot be reached or vanished is HEDGE_EUNAVAILABLE, a deadline
+ *            HEDGE_ETIMEDOUT, a cancelled call HEDGE_ECANCELED, a method the
+ *            peer lacks HEDGE_ENOTSUP.
+ * Units:     bytes, milliseconds.
+ * Limits:    RPC_MESSAGE_MAX per message; a node's messages share a budget. */
+#ifndef CLUSTER_RPC_H
+#define CLUSTER_RPC_H
+
+#include "store/base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define RPC_MESSAGE_MAX ((size_t)8 << 20)
+#define RPC_NO_TIMEOUT UINT64_MAX
+
+/* Process-wide and reference-counted. Never changes malloc settings or the
+ * signal mask; rpc_process_setup() does, for programs. */
+int rpc_init(void);
+void rpc_shutdown(void);
+/* malloc thresholds that keep received slices warm, SIGPIPE ignored; call it
+ * first in main(), before any thread. */
+void rpc_process_setup(void);
+
+/* --- messages ------------------------------------------------------------- */
+
+typedef void (*rpc_release_fn)(void *arg);
+
+/* What is sent: `head` is copied; `body` is not, and stays unchanged until
+ * `release` has run (on any thread, exactly once, also on errors; it must not
+ * call rpc). `body` may be NULL. */
+struct rpc_out {
+    const void *head;
+    size_t head_len;
+    const void *body;
+    size_t body_len;
+    rpc_release_fn release;
+    void *release_arg;
+};
+
+/* What was received: bytes to be read from front to back. */
+struct rpc_msg {
+    void *impl;
+};
+/* Bytes not yet read. */
+size_t rpc_msg_left(const struct rpc_msg *m);
+/* Look at up to `n` bytes without consuming them; returns how many of them lie
+ * in one piece at *p (at least one unless none is left). */
+size_t rpc_msg_peek(struct rpc_msg *m, const unsigned char **p);
+/* Consume n bytes (n <= left) into dst; dst NULL skips them. */
+void rpc_msg_read(struct rpc_msg *m, void *dst, size_t n);
+void rpc_msg_release(struct rpc_msg *m);
+
+/* --- server --------------------------------------------------------------- */
+
+struct rpc_server;
+struct rpc_call;   /* One unary request. */
+struct rpc_stream; /* One stream, of a client or a server. */
+
+/* Answer with rpc_reply() or rpc_fail() exactly once, from any thread, at any
+ * time. `request` is valid until then. Runs on a pool thread and may block;
+ * with RPC_INLINE on the completion-queue thread, where it must not. */
+typedef void (*rpc_unary_fn)(struct rpc_call *call, void *ctx,
+                             const void *request, size_t len);
+/* Runs on a thread of its own and may block. The value it returns (0 or a
+ * hedge code, text in `e`) ends the stream. */
+typedef int (*rpc_stream_fn)(struct rpc_stream *s, void *ctx,
+                             struct hedge_error *e);
+
+enum { RPC_INLINE = 1 };
+
+struct rpc_method {
+    const char *path; /* "/hedge.v1.Store/Write" */
+    rpc_unary_fn unary;
+    rpc_stream_fn stream; /* One of the two. */
+    unsigned flags;
+};
+
+struct rpc_server_options {
+    const char *const *addresses; /* "ipv4:1.2.3.4:5", "unix:/path". */
+    unsigned n_addresses;
+    const struct rpc_method *methods;
+    unsigned n_methods;
+    void *ctx;             /* For every handler. */
+    unsigned pool_threads; /* For unary handlers; 0 = 4. */
+    unsigned streams_max; /* Streams at a time, more get EEXHAUSTED; 0 = 256. */
+    uint64_t message_limit; /* Quota for messages in memory; 0 = 64 MiB. */
+};
+
+/* All addresses bound and serving when it returns 0. An address in use is an
+ * error that names it. Ports are never shared (SO_REUSEPORT off). */
+int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
+                   struct hedge_error *e);
+/* The port bound for addresses[i] (for port 0), 0 for a Unix socket. */
+unsigned rpc_server_port(const struct rpc_server *s, unsigned i);
+/* Stop taking calls, let those that run go on for grace_ms, cancel the rest,
+ * wait for all handlers to return. Then free. NULL is fine. */
+void rpc_server_free(struct rpc_server *s, uint64_t grace_ms);
+
+void rpc_reply(struct rpc_call *c, const void *data, size_t len);
+void rpc_fail(struct rpc_call *c, int code, const char *text);
+/* The caller's address as gRPC writes it, for log lines. */
+const char *rpc_call_peer(struct rpc_call *c);
+const char *rpc_stream_peer(struct rpc_stream *s);
+
+/* --- client --------------------------------------------------------------- */
+
+struct rpc_channel;
+
+/* `target` as in addresses above, or "dns:host:port". Does not connect yet;
+ * reconnects by itself with a short back-off. Its own TCP connection. */
+int rpc_channel_new(const char *target, struct rpc_channel **out);
+void rpc_channel_free(struct rpc_channel *c);
+
+/* One unary call; blocks. On 0 *reply is to be released. Fails at once when
+ * the peer refuses the connection (no waiting for it to come up). */
+int rpc_call(struct rpc_channel *c, const char *path, const void *request,
+             size_t len, uint64_t timeout_ms, struct rpc_msg *reply,
+             struct hedge_error *e);
+
+/* Open a stream. Returns once it has started, which says nothing about the
+ * peer: the first send or receive does. `timeout_ms` bounds its whole life. */
+int rpc_stream_open(struct rpc_channel *c, const char *path,
+                    uint64_t timeout_ms, struct rpc_stream **out);
+
+/* --- streams, both ends --------------------------------------------------- */
+
+/* Send one message. Returns when the transport has taken it and there is room
+ * for the next one: this is the back-pressure. HEDGE_ETIMEDOUT leaves the
+ * message on its way; only cancel is then sensible. `release` runs in any
+ * case. */
+int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
+                    uint64_t timeout_ms);
+/* Client: no more messages will be sent. */
+int rpc_stream_close_send(struct rpc_stream *s);
+/* Receive one message. HEDGE_EEND: the far end has finished in good order
+ * (server side: the client closed its sending side; client side: status OK).
+ * A killed peer is HEDGE_EUNAVAILABLE, never HEDGE_EEND. HEDGE_ETIMEDOUT
+ * loses nothing: call again. */
+int rpc_stream_recv(struct rpc_stream *s, uint64_t timeout_ms,
+                    struct rpc_msg *msg, struct hedge_error *e);
+/* Both ends see HEDGE_ECANCELED; calls in progress return. Any thread. */
+void rpc_stream_cancel(struct rpc_stream *s);
+/* Server: the client has gone, cancelled, or run out of time. */
+bool rpc_stream_is_cancelled(struct rpc_stream *s);
+/* Client: cancels what is not finished, waits, frees. NULL is fine. */
+void rpc_stream_free(struct rpc_stream *s);
+
+#endif

@@ -1,0 +1,71 @@
+/* catalog.h - the block map of a node: which blocks there are, in which order,
+ * and where each one is. Kept in LMDB so that it never grows the heap; a
+ * bounded table in front gathers changes into large transactions.
+ *
+ * Ownership: entries are values, copied in and out.
+ * Threads:   any thread; one flushing thread of its own.
+ * Errors:    HEDGE_ENOTFOUND, HEDGE_EIO, HEDGE_ENOSPC (the map's disk is
+ *            full; nothing changed).
+ * Units:     bytes.
+ * Limits:    CATALOG_PENDING_MAX changes wait for the flush; more block the
+ *            caller until it has run. */
+#ifndef STORE_CATALOG_H
+#define STORE_CATALOG_H
+
+#include "store/tier.h"
+
+#define CATALOG_COPIES_MAX 4
+
+enum catalog_where {
+    CATALOG_NONE,
+    CATALOG_MEMORY, /* place.addr: offset in this node's arena. */
+    CATALOG_DISK,   /* This node's disk tier. */
+    CATALOG_PEER,   /* place.unit: number of the node, see peer tier. */
+};
+
+struct catalog_copy {
+    struct tier_place place;
+    uint32_t where; /* enum catalog_where. */
+    uint32_t unused;
+};
+
+struct catalog_entry {
+    struct block_id id;
+    uint64_t ordinal;
+    uint64_t raw_sum, stored_sum;
+    uint32_t raw_len, stored_len; /* Payload, without the header. */
+    uint32_t records, first;
+    uint16_t flags;
+    uint8_t codec;
+    uint8_t n_copies;
+    struct catalog_copy copies[CATALOG_COPIES_MAX];
+};
+
+struct catalog;
+
+/* `dir` is emptied first. */
+int catalog_new(const char *dir, struct catalog **out, struct hedge_error *e);
+void catalog_free(struct catalog *c);
+
+/* Insert or replace; visible to all gets when it returns. */
+int catalog_put(struct catalog *c, const struct catalog_entry *entry);
+int catalog_get(struct catalog *c, const struct block_id *id,
+                struct catalog_entry *out);
+/* By position in the store's order. */
+int catalog_get_ordinal(struct catalog *c, uint64_t generation,
+                        uint64_t ordinal, struct catalog_entry *out);
+int catalog_remove(struct catalog *c, const struct block_id *id);
+
+/* The first entry of the generation whose ordinal is at least `ordinal`;
+ * HEDGE_ENOTFOUND after the last. Entries that have been removed are passed
+ * over. For walking a store. */
+int catalog_next(struct catalog *c, uint64_t generation, uint64_t ordinal,
+                 struct catalog_entry *out);
+
+/* Remove all entries of a generation, in bounded transactions. */
+int catalog_remove_store(struct catalog *c, uint64_t generation);
+
+/* Wait until everything put so far is in LMDB. */
+int catalog_flush(struct catalog *c);
+
+#endif

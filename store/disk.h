@@ -1,0 +1,44 @@
+/* disk.h - the disk tier: extent files written with io_uring and O_DIRECT,
+ * and without either where the system refuses them.
+ *
+ * Ownership: disk_new() makes it, tier_free() ends it; it owns the directory
+ *            `dir` and removes at start whatever an earlier life left there.
+ * Threads:   any thread may call; callbacks run on the tier's reaping thread
+ *            (or a worker of the fallback).
+ * Errors:    as in tier.h. HEDGE_ENOSPC when a limit or the floor of free
+ *            space is reached or the disk is full; HEDGE_EIO otherwise.
+ * Units:     bytes; every length is padded to `alignment`.
+ * Limits:    DISK_INFLIGHT operations at a time; more wait in a queue. */
+#ifndef STORE_DISK_H
+#define STORE_DISK_H
+
+#include "store/tier.h"
+
+enum disk_io { DISK_IO_AUTO, DISK_IO_URING, DISK_IO_THREADS };
+
+struct disk_options {
+    const char *dir;  /* Made with mode 0700 if it is not there. */
+    uint64_t limit;   /* Bytes this tier may take. */
+    uint64_t reserve; /* Floor of free space on the file system. */
+    enum disk_io io;
+    /* Tests: called before each read (op 'r'), write ('w'), allocation
+     * ('a'); returns 0, a negative errno to fail with, or the number of bytes
+     * (> 0) after which a read or write is cut short. NULL otherwise. */
+    int (*fault)(void *ctx, char op, size_t len);
+    void *fault_ctx;
+};
+
+/* What is in force, and why the better way is not. */
+struct disk_features {
+    bool uring, direct, fallocate;
+    char uring_detail[160], direct_detail[160], fallocate_detail[160];
+    size_t alignment;
+};
+
+int disk_new(const struct disk_options *o, struct tier **out,
+             struct hedge_error *e);
+void disk_features(struct tier *t, struct disk_features *out);
+/* What `len` bytes take on this disk. */
+size_t disk_padded(struct tier *t, size_t len);
+
+#endif

@@ -1,0 +1,124 @@
+/* tier.h - one place where blocks can be stored (disk, a peer) behind one
+ * interface. The store asks its tiers in order until one takes the block.
+ *
+ * Ownership: the caller owns the request and the bytes behind `data` and keeps
+ *            both valid and unchanged until the callback has run.
+ * Threads:   any thread may call; the callback runs on the thread that reaps
+ *            the operation, never inside the call, and must not block.
+ * Errors:    0 promises exactly one callback, an error promises none. The
+ *            outcome is req->status: 0 or a hedge code.
+ * Units:     bytes.
+ * Limits:    `data` is 4096-aligned and its allocation reaches to the next
+ *            multiple of 4096 after `len`; the tier may write zeros there. */
+#ifndef STORE_TIER_H
+#define STORE_TIER_H
+
+#include "store/base/error.h"
+#include "store/base/list.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Names one block anywhere in the cluster. */
+struct block_id {
+    uint64_t generation;
+    uint64_t sequence;
+    uint32_t writer;
+};
+
+static inline bool block_id_equal(const struct block_id *a,
+                                  const struct block_id *b)
+{
+    return a->generation == b->generation && a->writer == b->writer &&
+           a->sequence == b->sequence;
+}
+
+/* Where a tier has put a block; means something to that tier only. */
+struct tier_place {
+    uint64_t addr;
+    uint32_t unit;
+    uint32_t kind;
+};
+
+struct tier_req;
+typedef void (*tier_cb)(struct tier_req *req);
+
+struct tier_req {
+    struct list link;         /* The tier's while the request is with it. */
+    struct block_id id;       /* In. */
+    void *data;               /* In: the bytes to store, or room for them. */
+    size_t len;               /* In: the length of header and payload. */
+    struct tier_place place;  /* Put: out. Get: in. */
+    int status;               /* Out. */
+    struct hedge_error error; /* Out, when status is not 0. */
+    tier_cb cb;
+    void *ctx;
+    void *impl; /* The tier's while the request is with it. */
+};
+
+struct tier_use {
+    uint64_t used;  /* Bytes taken, padding included. */
+    uint64_t free;  /* Bytes that may still be taken. */
+    uint64_t limit; /* As configured. */
+};
+
+struct tier;
+
+struct tier_ops {
+    const char *name;
+    /* Store a block. Status HEDGE_ENOSPC or HEDGE_EREFUSED: no room here, the
+     * next tier may have some; HEDGE_EIO and others: it went wrong. */
+    int (*put)(struct tier *t, struct tier_req *req);
+    /* Fetch the `len` bytes at `place` into `data`. The tier does not verify
+     * them; the caller does. */
+    int (*get)(struct tier *t, struct tier_req *req);
+    /* Give one block back. Must not race a get or put of the same block.
+     * Cannot fail for the caller; the tier retries or logs. */
+    void (*drop)(struct tier *t, const struct block_id *id,
+                 const struct tier_place *place, size_t len);
+    /* Give back everything of one generation; gets in flight still end. */
+    void (*drop_store)(struct tier *t, uint64_t generation);
+    void (*use)(struct tier *t, struct tier_use *out);
+    /* Waits for what is in flight, then frees. */
+    void (*free)(struct tier *t);
+};
+
+struct tier {
+    const struct tier_ops *ops;
+};
+
+static inline int tier_put(struct tier *t, struct tier_req *req)
+{
+    return t->ops->put(t, req);
+}
+
+static inline int tier_get(struct tier *t, struct tier_req *req)
+{
+    return t->ops->get(t, req);
+}
+
+static inline void tier_drop(struct tier *t, const struct block_id *id,
+                             const struct tier_place *place, size_t len)
+{
+    t->ops->drop(t, id, place, len);
+}
+
+static inline void tier_drop_store(struct tier *t, uint64_t generation)
+{
+    t->ops->drop_store(t, generation);
+}
+
+static inline void tier_use(struct tier *t, struct tier_use *out)
+{
+    t->ops->use(t, out);
+}
+
+static inline void tier_free(struct tier *t)
+{
+    if (t != NULL) {
+        t->ops->free(t);
+    }
+}
+
+#endif
