@@ -32,6 +32,7 @@ struct unit {
     uint8_t cls;
     uint8_t n_units; /* Taken by the allocation; it may be shrunk. */
     bool piece_free;
+    bool homed;
 };
 
 struct chunk {
@@ -59,6 +60,7 @@ struct arena {
     uint32_t pieces[ORDERS_MAX];    /* Free pieces of split chunks, by order. */
     uint32_t share[ARENA_CLASSES];  /* Base share of the reserve. */
     uint32_t claims[ARENA_CLASSES]; /* Of open writers and readers. */
+    uint32_t homed[ARENA_CLASSES];  /* Blocks that nothing else will take. */
     uint32_t used_chunks[ARENA_CLASSES]; /* Whole chunks held, by class. */
     uint64_t used_bytes[ARENA_CLASSES];
     uint64_t last_use_ms, idle_ms;
@@ -207,7 +209,10 @@ static uint32_t piece_take(struct arena *a, uint32_t n)
 
 static uint32_t share_of(const struct arena *a, unsigned cls)
 {
-    return a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
+    uint32_t n =
+        a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
+
+    return n + a->homed[cls];
 }
 
 static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
@@ -301,6 +306,7 @@ static void *alloc_locked(struct arena *a, enum arena_class cls, size_t size)
     }
     a->units[u].n_units = (uint8_t)n;
     a->units[u].cls = (uint8_t)cls;
+    a->units[u].homed = false;
     atomic_store_explicit(&a->units[u].refs, 1, memory_order_relaxed);
     account(a, cls, n, 1);
     a->last_use_ms = clock_mono_ms();
@@ -393,6 +399,26 @@ void arena_unclaim(struct arena *a, enum arena_class cls, unsigned n)
     pthread_mutex_unlock(&a->lock);
 }
 
+static void unhome(struct arena *a, struct unit *unit)
+{
+    if (unit->homed) {
+        unit->homed = false;
+        a->homed[unit->cls]--;
+    }
+}
+
+void arena_home(struct arena *a, void *p)
+{
+    struct unit *unit = &a->units[unit_of(a, p)];
+
+    pthread_mutex_lock(&a->lock);
+    if (!unit->homed && unit->n_units == a->chunk_units) {
+        unit->homed = true;
+        a->homed[unit->cls]++;
+    }
+    pthread_mutex_unlock(&a->lock);
+}
+
 static bool move_locked(struct arena *a, void *p, enum arena_class to)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
@@ -404,6 +430,7 @@ static bool move_locked(struct arena *a, void *p, enum arena_class to)
     if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
         return false;
     }
+    unhome(a, unit);
     account(a, unit->cls, unit->n_units, -1);
     unit->cls = (uint8_t)to;
     account(a, unit->cls, unit->n_units, 1);
@@ -478,6 +505,7 @@ void arena_unref(struct arena *a, void *p)
         return;
     }
     pthread_mutex_lock(&a->lock);
+    unhome(a, unit);
     account(a, unit->cls, unit->n_units, -1);
     units_release(a, u, unit->n_units);
     tell_waiters(a);

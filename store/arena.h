@@ -77,6 +77,11 @@ void arena_unclaim(struct arena *a, enum arena_class cls, unsigned n);
 bool arena_move(struct arena *a, void *p, enum arena_class to);
 bool arena_move_wait(struct arena *a, void *p, enum arena_class to,
                      uint64_t timeout_ms);
+/* The block stays where it is although its class is a passing one, because
+ * nothing else will take it: the class's share grows by it until it is freed or
+ * moved. */
+void arena_home(struct arena *a, void *p);
+
 /* Give back all but the first `size` bytes. Only while there is one reference
  * and nobody reads the tail. */
 void arena_shrink(struct arena *a, void *p, size_t size);
