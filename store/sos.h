@@ -22,6 +22,7 @@
 
 struct sos;
 struct sos_store;
+struct part;
 
 struct sos_options {
     const char *node; /* This node's id, for messages and infos. */
@@ -34,7 +35,8 @@ struct sos_options {
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
-    /* Called when a store's TTL has ended it, before its blocks are freed. */
+    /* Called when a store's TTL has ended it, before its blocks are freed. Must
+     * not call this sos. */
     void (*on_expired)(void *ctx, const char *name, uint64_t generation);
     void *on_expired_ctx;
 };
@@ -160,8 +162,9 @@ struct sos_lend_req {
     struct hedge_error error;
     sos_lend_cb cb;
     void *ctx;
-    struct tier_req req;
+    struct tier_req req; /* The store's, until the callback. */
     struct sos *sos;
+    struct part *part;
 };
 
 /* Store a block for another node: here at once, or HEDGE_EREFUSED. The block
