@@ -278,7 +278,8 @@ static void set_leader(struct membership *m, const char *id,
     (void)snprintf(l->id, sizeof l->id, "%s", id);
     (void)snprintf(l->address, sizeof l->address, "%s", address);
     l->incarnation = incarnation;
-    l->token = token > l->token ? token : l->token;
+    /* The token of a leader that is gone stays, to know its lists by. */
+    l->token = id[0] != '\0' || token > l->token ? token : l->token;
     for (size_t i = 0; i < m->n; i++) {
         struct member *e = &m->entries[i].m;
         e->leader = id[0] != '\0' && strcmp(e->id, id) == 0;
@@ -538,7 +539,8 @@ static void take_dialed(struct membership *m, const struct membership_event *ev,
     }
 }
 
-/* A leader that was not running heard nobody, and holds it against nobody. */
+/* A leader that was not running heard nobody, and holds it against nobody. It
+ * asks to be woken twice per interval, so a whole one is such a gap. */
 static void forgive_gap(struct membership *m, uint64_t gap_ms)
 {
     if (!m->leading || gap_ms <= m->o.interval_ms) {
@@ -577,7 +579,7 @@ static void lead(struct membership *m, struct membership_actions *out)
 static uint64_t lead_wake(const struct membership *m)
 {
     uint64_t silence = MEMBERSHIP_SILENT_INTERVALS * m->o.interval_ms;
-    uint64_t at = m->now_ms + m->o.interval_ms; /* Or else it is a gap. */
+    uint64_t at = m->now_ms + m->o.interval_ms / 2; /* See forgive_gap(). */
 
     for (size_t i = 0; i < m->n; i++) {
         const struct entry *en = &m->entries[i];
