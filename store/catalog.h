@@ -14,7 +14,7 @@
 
 #include "store/tier.h"
 
-#define CATALOG_COPIES_MAX 4
+#define CATALOG_COPIES_MAX TIER_COPIES_MAX
 
 enum catalog_where {
     CATALOG_NONE,

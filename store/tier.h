@@ -41,6 +41,15 @@ struct tier_place {
     uint32_t kind;
 };
 
+/* What a tier on another node is told about the store of a block. */
+struct tier_store {
+    const char *name;
+    uint64_t mem_limit, disk_limit; /* Per node, 0: none of its own. */
+    uint64_t ttl_ms;
+};
+
+#define TIER_COPIES_MAX 4
+
 struct tier_req;
 typedef void (*tier_cb)(struct tier_req *req);
 
@@ -80,6 +89,10 @@ struct tier_ops {
     /* Give back everything of one generation; gets in flight still end. */
     void (*drop_store)(struct tier *t, uint64_t generation);
     void (*use)(struct tier *t, struct tier_use *out);
+    /* Names for people: the node and its tier ("memory", "disk"). NULL: this
+     * node's. The strings live as long as the tier. */
+    void (*describe)(struct tier *t, const struct tier_place *place,
+                     const char **node, const char **kind);
     /* Waits for what is in flight, then frees. */
     void (*free)(struct tier *t);
 };
