@@ -1,0 +1,251 @@
+#include "cluster/rpc/rpc_internal.h"
+
+#include "store/base/mem.h"
+
+#include <assert.h>
+#include <grpc/grpc_security.h>
+#include <string.h>
+
+struct rpc_channel {
+    grpc_channel *channel;
+    char *target;
+};
+
+static grpc_channel *channel_create(const char *target)
+{
+    grpc_channel_credentials *creds;
+    grpc_channel_args args;
+    grpc_channel *channel;
+    struct rpc_args a;
+
+    rpc_args_common(&a);
+    rpc_args_int(&a, GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    rpc_args_int(&a, GRPC_ARG_ENABLE_RETRIES, 0);
+    rpc_args_int(&a, GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
+    rpc_args_int(&a, GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    rpc_args_int(&a, GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+    rpc_args_int(&a, GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
+    /* In spite of its name this is the time a connect may take. */
+    rpc_args_int(&a, GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
+    args.num_args = a.n;
+    args.args = a.arg;
+    creds = grpc_insecure_credentials_create();
+    channel = grpc_channel_create(target, creds, &args);
+    grpc_channel_credentials_release(creds);
+    return channel;
+}
+
+int rpc_channel_new(const char *target, struct rpc_channel **out)
+{
+    struct rpc_channel *c;
+    int rv;
+
+    *out = NULL;
+    c = mem_calloc(1, sizeof *c);
+    if (c == NULL) {
+        return HEDGE_ENOMEM;
+    }
+    rv = rpc_init();
+    if (rv != 0) {
+        goto err_free;
+    }
+    c->target = mem_strdup(target);
+    if (c->target == NULL) {
+        rv = HEDGE_ENOMEM;
+        goto err_shutdown;
+    }
+    c->channel = channel_create(target);
+    if (c->channel == NULL) {
+        rv = HEDGE_EINVAL;
+        goto err_target;
+    }
+    *out = c;
+    return 0;
+
+err_target:
+    mem_free(c->target);
+err_shutdown:
+    rpc_shutdown();
+err_free:
+    mem_free(c);
+    return rv;
+}
+
+void rpc_channel_free(struct rpc_channel *c)
+{
+    if (c == NULL) {
+        return;
+    }
+    grpc_channel_destroy(c->channel);
+    mem_free(c->target);
+    mem_free(c);
+    rpc_shutdown();
+}
+
+static grpc_call *call_new(struct rpc_channel *c, const char *path,
+                           grpc_completion_queue *cq, gpr_timespec deadline)
+{
+    grpc_slice method = grpc_slice_from_copied_string(path);
+    grpc_call *call =
+        grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, cq,
+                                 method, NULL, deadline, NULL);
+
+    grpc_slice_unref(method);
+    return call;
+}
+
+/* --- unary ------------------------------------------------------------------
+ */
+
+struct unary {
+    grpc_byte_buffer *request;
+    struct rpc_message *reply;
+    grpc_metadata_array headers, trailing;
+    grpc_status_code status;
+    grpc_slice details;
+};
+
+static size_t unary_ops(struct unary *u, grpc_op ops[6])
+{
+    memset(ops, 0, 6 * sizeof ops[0]);
+    ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    ops[1].op = GRPC_OP_SEND_MESSAGE;
+    ops[1].data.send_message.send_message = u->request;
+    ops[2].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
+    ops[3].op = GRPC_OP_RECV_INITIAL_METADATA;
+    ops[3].data.recv_initial_metadata.recv_initial_metadata = &u->headers;
+    ops[4].op = GRPC_OP_RECV_MESSAGE;
+    ops[4].data.recv_message.recv_message = rpc_message_slot(u->reply);
+    ops[5].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
+    ops[5].data.recv_status_on_client.trailing_metadata = &u->trailing;
+    ops[5].data.recv_status_on_client.status = &u->status;
+    ops[5].data.recv_status_on_client.status_details = &u->details;
+    return 6;
+}
+
+static int unary_run(struct rpc_channel *c, const char *path, struct unary *u,
+                     gpr_timespec deadline, struct hedge_error *e)
+{
+    grpc_completion_queue *cq = rpc_queue_get();
+    grpc_op ops[6];
+    grpc_call *call;
+    int rv;
+
+    if (cq == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a call");
+    }
+    call = call_new(c, path, cq, deadline);
+    rv = rpc_start(call, ops, unary_ops(u, ops), u);
+    if (rv != 0) {
+        (void)error_set(e, rv, "the call %s could not be started", path);
+    } else {
+        (void)rpc_wait(cq, u, gpr_inf_future(GPR_CLOCK_MONOTONIC));
+        rv = rpc_status_read(u->status, &u->details, &u->trailing, e);
+    }
+    grpc_call_unref(call);
+    rpc_queue_put(cq);
+    return rv;
+}
+
+int rpc_call(struct rpc_channel *c, const char *path, const void *request,
+             size_t len, uint64_t timeout_ms, struct rpc_msg *reply,
+             struct hedge_error *e)
+{
+    struct rpc_out out = {.head = request, .head_len = len};
+    struct unary u;
+    int rv;
+
+    reply->impl = NULL;
+    if (len > RPC_MESSAGE_MAX) {
+        return error_set(e, HEDGE_ETOOBIG,
+                         "a request of %zu bytes is over the limit of %zu", len,
+                         RPC_MESSAGE_MAX);
+    }
+    memset(&u, 0, sizeof u);
+    u.reply = rpc_message_new();
+    if (u.reply == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a call");
+    }
+    u.request = rpc_buffer_from_out(&out);
+    u.details = grpc_empty_slice();
+    grpc_metadata_array_init(&u.headers);
+    grpc_metadata_array_init(&u.trailing);
+    rv = unary_run(c, path, &u, rpc_deadline(timeout_ms), e);
+    if (rv == 0 && *rpc_message_slot(u.reply) == NULL) {
+        rv = error_set(e, HEDGE_EPROTO, "%s was answered without a message",
+                       path);
+    }
+    if (rv == 0) {
+        rpc_message_rewind(u.reply);
+        reply->impl = u.reply;
+        u.reply = NULL;
+    }
+    rpc_message_free(u.reply);
+    grpc_byte_buffer_destroy(u.request);
+    grpc_slice_unref(u.details);
+    grpc_metadata_array_destroy(&u.headers);
+    grpc_metadata_array_destroy(&u.trailing);
+    return rv;
+}
+
+/* --- streams ----------------------------------------------------------------
+ */
+
+static int stream_start(struct rpc_stream *s)
+{
+    grpc_op ops[2];
+    int rv = rpc_stream_watch_end(s);
+
+    if (rv != 0) {
+        return rv;
+    }
+    memset(ops, 0, sizeof ops);
+    ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    ops[1].op = GRPC_OP_RECV_INITIAL_METADATA;
+    ops[1].data.recv_initial_metadata.recv_initial_metadata = &s->headers;
+    rv = rpc_start(s->call, ops, 2, &s->tag_open);
+    s->opened = rv == 0;
+    return rv;
+}
+
+int rpc_stream_open(struct rpc_channel *c, const char *path,
+                    uint64_t timeout_ms, struct rpc_stream **out)
+{
+    struct rpc_stream *s;
+    int rv;
+
+    *out = NULL;
+    s = mem_alloc(sizeof *s);
+    if (s == NULL) {
+        return HEDGE_ENOMEM;
+    }
+    rv = rpc_stream_init(s, false);
+    if (rv != 0) {
+        mem_free(s);
+        return rv;
+    }
+    s->deadline = rpc_deadline(timeout_ms);
+    s->call = call_new(c, path, s->cq, s->deadline);
+    rv = stream_start(s);
+    if (rv != 0) {
+        rpc_stream_free(s);
+        return rv;
+    }
+    *out = s;
+    return 0;
+}
+
+void rpc_stream_free(struct rpc_stream *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    assert(s->magic == RPC_STREAM_MAGIC && !s->is_server);
+    if (!s->end_known) {
+        (void)grpc_call_cancel_with_status(s->call, GRPC_STATUS_CANCELLED,
+                                           "the stream was given up", NULL);
+    }
+    rpc_stream_drain(s);
+    rpc_stream_release(s);
+    mem_free(s);
+}

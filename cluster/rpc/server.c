@@ -1,0 +1,750 @@
+/* A server has one main queue and one thread on it, which takes requests and
+ * reaps answers. What core needs for each call to come is posted before: an
+ * arrival is replaced by a new one before it is handled.
+ *
+ * A unary call lives from its posting to the completion of its answer, all on
+ * the main queue. A stream is posted with a queue of its own; when it arrives
+ * it gets a thread, and the main queue sees no more of it. */
+#include "cluster/rpc/rpc_internal.h"
+
+#include "store/base/clock.h"
+#include "store/base/log.h"
+#include "store/base/mem.h"
+#include "store/base/pool.h"
+
+#include <assert.h>
+#include <grpc/support/alloc.h>
+#include <string.h>
+
+#define UNARY_POSTED 8
+#define STREAMS_POSTED 2
+#define UNKNOWN_POSTED 2
+#define POOL_DEFAULT 4
+#define STREAMS_DEFAULT 256
+#define MESSAGE_LIMIT_DEFAULT ((uint64_t)64 << 20)
+#define CONCURRENT_STREAMS 1024
+#define KEEPALIVE_SEEN_MIN_MS 5000
+#define POST_RETRY_MS 100
+#if defined(HEDGE_TSAN) || defined(__SANITIZE_ADDRESS__)
+#define STREAM_STACK ((size_t)4 << 20)
+#else
+#define STREAM_STACK ((size_t)512 << 10)
+#endif
+
+#define TAG_MAGIC 0x74616721u
+#define CALL_MAGIC 0x63616c6cu
+
+/* What comes back from the main queue. */
+struct tag;
+typedef void (*tag_fn)(struct tag *t, bool ok);
+struct tag {
+    unsigned magic;
+    tag_fn fn;
+};
+
+struct method {
+    struct rpc_server *server;
+    char *path;
+    rpc_unary_fn unary;
+    rpc_stream_fn stream;
+    unsigned flags;
+    void *registered;
+    unsigned posted; /* The main thread's, once it runs. */
+};
+
+struct rpc_server {
+    grpc_server *server;
+    grpc_completion_queue *cq;
+    pthread_t thread;
+    struct pool *pool;
+    void *ctx;
+    unsigned streams_max;
+    struct tag shutdown_tag;
+
+    /* methods[n_methods] stands for every path there is no method for. */
+    struct method *methods;
+    unsigned n_methods;
+    unsigned *ports;
+    unsigned n_ports;
+    bool starved; /* Something could not be posted for want of memory. */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool stopping, stopped;
+    unsigned unary_live, streams_live;
+    /* The stream thread that ended last; it has joined the one before. */
+    bool has_ended_thread;
+    pthread_t ended_thread;
+};
+
+struct rpc_call {
+    unsigned magic;
+    struct tag arrived, answered;
+    struct method *method;
+    grpc_call *call;
+    gpr_timespec deadline;
+    grpc_metadata_array headers;
+    grpc_call_details details;
+    grpc_byte_buffer *payload;
+    grpc_slice flat;
+    bool is_flat;
+    char *peer;
+    struct work work;
+    atomic_bool done;
+    grpc_byte_buffer *reply;
+    int gone;
+};
+
+struct arrival { /* Of a stream. */
+    struct tag arrived;
+    struct method *method;
+    struct rpc_stream stream;
+    grpc_metadata_array headers;
+};
+
+static int post(struct method *m);
+
+/* --- unary ------------------------------------------------------------------
+ */
+
+static void call_free(struct rpc_call *c)
+{
+    assert(c->magic == CALL_MAGIC);
+    if (c->is_flat) {
+        grpc_slice_unref(c->flat);
+    }
+    if (c->payload != NULL) {
+        grpc_byte_buffer_destroy(c->payload);
+    }
+    if (c->reply != NULL) {
+        grpc_byte_buffer_destroy(c->reply);
+    }
+    grpc_metadata_array_destroy(&c->headers);
+    grpc_call_details_destroy(&c->details);
+    if (c->call != NULL) {
+        grpc_call_unref(c->call);
+    }
+    gpr_free(c->peer);
+    c->magic = 0;
+    mem_free(c);
+}
+
+static void call_end(struct rpc_call *c)
+{
+    struct rpc_server *s = c->method->server;
+
+    call_free(c);
+    pthread_mutex_lock(&s->lock);
+    assert(s->unary_live > 0);
+    s->unary_live--;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void on_answered(struct tag *t, bool ok)
+{
+    (void)ok; /* A client that has gone does not want it any more. */
+    call_end(container_of(t, struct rpc_call, answered));
+}
+
+/* Headers, message, status and the sign that the call is over: one batch. */
+static void call_answer(struct rpc_call *c, int code, const char *text)
+{
+    struct rpc_status_op st;
+    grpc_op ops[4];
+    size_t n = 0;
+    bool again;
+
+    assert(c->magic == CALL_MAGIC);
+    again = atomic_exchange(&c->done, true);
+    assert(!again);
+    memset(ops, 0, sizeof ops);
+    ops[n++].op = GRPC_OP_SEND_INITIAL_METADATA;
+    if (c->reply != NULL) {
+        ops[n].op = GRPC_OP_SEND_MESSAGE;
+        ops[n++].data.send_message.send_message = c->reply;
+    }
+    rpc_status_op_init(&st, &ops[n++], code, text);
+    ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    ops[n++].data.recv_close_on_server.cancelled = &c->gone;
+    if (rpc_start(c->call, ops, n, &c->answered) != 0) {
+        (void)grpc_call_cancel_with_status(c->call, GRPC_STATUS_INTERNAL,
+                                           "the answer could not be sent",
+                                           NULL);
+        call_end(c);
+    }
+    rpc_status_op_release(&st);
+}
+
+void rpc_reply(struct rpc_call *c, const void *data, size_t len)
+{
+    struct rpc_out out = {.head = data, .head_len = len};
+
+    assert(c->magic == CALL_MAGIC);
+    if (len > RPC_MESSAGE_MAX) {
+        call_answer(c, HEDGE_ETOOBIG, "the reply is over the message limit");
+        return;
+    }
+    c->reply = rpc_buffer_from_out(&out);
+    call_answer(c, 0, NULL);
+}
+
+void rpc_fail(struct rpc_call *c, int code, const char *text)
+{
+    assert(code < 0);
+    call_answer(c, code, text);
+}
+
+const char *rpc_call_peer(struct rpc_call *c)
+{
+    assert(c->magic == CALL_MAGIC);
+    if (c->peer == NULL) {
+        c->peer = grpc_call_get_peer(c->call);
+    }
+    return c->peer != NULL ? c->peer : "unknown";
+}
+
+static void call_handle(struct rpc_call *c)
+{
+    grpc_slice_buffer *sb = &c->payload->data.raw.slice_buffer;
+    struct method *m = c->method;
+    grpc_byte_buffer_reader reader;
+
+    if (sb->count == 1) {
+        m->unary(c, m->server->ctx, GRPC_SLICE_START_PTR(sb->slices[0]),
+                 GRPC_SLICE_LENGTH(sb->slices[0]));
+        return;
+    }
+    if (!grpc_byte_buffer_reader_init(&reader, c->payload)) {
+        rpc_fail(c, HEDGE_EPROTO, "the request cannot be read");
+        return;
+    }
+    c->flat = grpc_byte_buffer_reader_readall(&reader);
+    c->is_flat = true;
+    grpc_byte_buffer_reader_destroy(&reader);
+    m->unary(c, m->server->ctx, GRPC_SLICE_START_PTR(c->flat),
+             GRPC_SLICE_LENGTH(c->flat));
+}
+
+static void call_work(struct work *w)
+{
+    call_handle(container_of(w, struct rpc_call, work));
+}
+
+static void call_unknown(struct rpc_call *c)
+{
+    size_t len = GRPC_SLICE_LENGTH(c->details.method);
+    struct hedge_error e;
+    char path[256];
+
+    len = len < sizeof path ? len : sizeof path - 1;
+    memcpy(path, GRPC_SLICE_START_PTR(c->details.method), len);
+    path[len] = '\0';
+    rpc_fail(c,
+             error_set(&e, HEDGE_ENOTSUP, "there is no method %s here", path),
+             e.text);
+}
+
+static void on_call(struct tag *t, bool ok)
+{
+    struct rpc_call *c = container_of(t, struct rpc_call, arrived);
+    struct method *m = c->method;
+    struct rpc_server *s = m->server;
+    bool stopping;
+
+    m->posted--;
+    if (!ok) {
+        call_free(c);
+        return;
+    }
+    (void)post(m);
+    pthread_mutex_lock(&s->lock);
+    s->unary_live++;
+    stopping = s->stopping;
+    pthread_mutex_unlock(&s->lock);
+    if (stopping) {
+        rpc_fail(c, HEDGE_EUNAVAILABLE, "the server is stopping");
+    } else if (m->unary == NULL) {
+        call_unknown(c);
+    } else if (c->payload == NULL) {
+        rpc_fail(c, HEDGE_EPROTO, "a request without a message");
+    } else if (m->flags & RPC_INLINE) {
+        call_handle(c);
+    } else if (pool_submit(s->pool, &c->work, call_work) != 0) {
+        rpc_fail(c, HEDGE_EUNAVAILABLE, "the server is stopping");
+    }
+}
+
+static int call_post(struct method *m)
+{
+    struct rpc_server *s = m->server;
+    struct rpc_call *c = mem_calloc(1, sizeof *c);
+    grpc_call_error rc;
+
+    if (c == NULL) {
+        return HEDGE_ENOMEM;
+    }
+    c->magic = CALL_MAGIC;
+    c->method = m;
+    c->arrived = (struct tag){TAG_MAGIC, on_call};
+    c->answered = (struct tag){TAG_MAGIC, on_answered};
+    grpc_metadata_array_init(&c->headers);
+    grpc_call_details_init(&c->details);
+    RPC_TAG_PUT(&c->arrived);
+    rc = m->unary != NULL
+             ? grpc_server_request_registered_call(
+                   s->server, m->registered, &c->call, &c->deadline,
+                   &c->headers, &c->payload, s->cq, s->cq, &c->arrived)
+             : grpc_server_request_call(s->server, &c->call, &c->details,
+                                        &c->headers, s->cq, s->cq, &c->arrived);
+    if (rc != GRPC_CALL_OK) {
+        call_free(c);
+        return HEDGE_EINTERNAL;
+    }
+    return 0;
+}
+
+/* --- streams ----------------------------------------------------------------
+ */
+
+static void arrival_free(struct arrival *a)
+{
+    grpc_metadata_array_destroy(&a->headers);
+    rpc_stream_release(&a->stream);
+    mem_free(a);
+}
+
+/* The last thing a stream's thread does: each joins the one that ended before
+ * it, the server the last. */
+static void stream_thread_end(struct rpc_server *s)
+{
+    pthread_t before;
+    bool has_before;
+
+    pthread_mutex_lock(&s->lock);
+    has_before = s->has_ended_thread;
+    before = s->ended_thread;
+    s->has_ended_thread = true;
+    s->ended_thread = pthread_self();
+    assert(s->streams_live > 0);
+    s->streams_live--;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    if (has_before) {
+        pthread_join(before, NULL);
+    }
+}
+
+static void *stream_thread(void *arg)
+{
+    struct arrival *a = arg;
+    struct method *m = a->method;
+    struct rpc_server *s = m->server;
+    struct hedge_error e = {.code = 0};
+    int rv;
+
+    rv = rpc_stream_watch_end(&a->stream);
+    if (rv == 0) {
+        rv = m->stream(&a->stream, s->ctx, &e);
+    }
+    /* A handler that hands on the end of what it received has done well. */
+    rv = rv == HEDGE_EEND ? 0 : rv;
+    rpc_stream_finish(&a->stream, rv, e.code == rv ? e.text : NULL);
+    arrival_free(a);
+    stream_thread_end(s);
+    return NULL;
+}
+
+static int stream_spawn(struct arrival *a)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t old;
+    int rc;
+
+    pthread_attr_init(&attr);
+    (void)pthread_attr_setstacksize(&attr, STREAM_STACK);
+    rpc_signals_block(&old);
+    rc = pthread_create(&thread, &attr, stream_thread, a);
+    rpc_signals_restore(&old);
+    pthread_attr_destroy(&attr);
+    return rc == 0 ? 0 : HEDGE_ENOMEM;
+}
+
+static void stream_refuse(struct arrival *a, int code, const char *text)
+{
+    (void)grpc_call_cancel_with_status(a->stream.call,
+                                       rpc_status_from_code(code), text, NULL);
+    arrival_free(a);
+}
+
+static void on_stream(struct tag *t, bool ok)
+{
+    struct arrival *a = container_of(t, struct arrival, arrived);
+    struct rpc_server *s = a->method->server;
+    bool stopping, full;
+
+    a->method->posted--;
+    if (!ok) {
+        arrival_free(a);
+        return;
+    }
+    (void)post(a->method);
+    a->stream.deadline =
+        gpr_convert_clock_type(a->stream.deadline, GPR_CLOCK_MONOTONIC);
+    pthread_mutex_lock(&s->lock);
+    stopping = s->stopping;
+    full = s->streams_live >= s->streams_max;
+    s->streams_live += !stopping && !full;
+    pthread_mutex_unlock(&s->lock);
+    if (stopping) {
+        stream_refuse(a, HEDGE_EUNAVAILABLE, "the server is stopping");
+    } else if (full) {
+        stream_refuse(a, HEDGE_EEXHAUSTED,
+                      "the server has as many streams as it may have");
+    } else if (stream_spawn(a) != 0) {
+        pthread_mutex_lock(&s->lock);
+        s->streams_live--;
+        pthread_mutex_unlock(&s->lock);
+        stream_refuse(a, HEDGE_EEXHAUSTED, "no thread for a stream");
+    }
+}
+
+static int stream_post(struct method *m)
+{
+    struct rpc_server *s = m->server;
+    struct arrival *a = mem_calloc(1, sizeof *a);
+    grpc_call_error rc;
+
+    if (a == NULL) {
+        return HEDGE_ENOMEM;
+    }
+    if (rpc_stream_init(&a->stream, true) != 0) {
+        mem_free(a);
+        return HEDGE_ENOMEM;
+    }
+    a->arrived = (struct tag){TAG_MAGIC, on_stream};
+    a->method = m;
+    grpc_metadata_array_init(&a->headers);
+    RPC_TAG_PUT(&a->arrived);
+    rc = grpc_server_request_registered_call(
+        s->server, m->registered, &a->stream.call, &a->stream.deadline,
+        &a->headers, NULL, a->stream.cq, s->cq, &a->arrived);
+    if (rc != GRPC_CALL_OK) {
+        arrival_free(a);
+        return HEDGE_EINTERNAL;
+    }
+    return 0;
+}
+
+/* --- the main thread --------------------------------------------------------
+ */
+
+static unsigned posted_max(const struct method *m)
+{
+    return m->stream != NULL  ? STREAMS_POSTED
+           : m->unary != NULL ? UNARY_POSTED
+                              : UNKNOWN_POSTED;
+}
+
+static int post(struct method *m)
+{
+    int rv = 0;
+
+    while (rv == 0 && m->posted < posted_max(m)) {
+        rv = m->stream != NULL ? stream_post(m) : call_post(m);
+        m->posted += rv == 0;
+    }
+    m->server->starved = m->server->starved || rv == HEDGE_ENOMEM;
+    return rv;
+}
+
+static int post_all(struct rpc_server *s)
+{
+    int rv = 0;
+
+    s->starved = false;
+    for (unsigned i = 0; i <= s->n_methods; i++) {
+        int rc = post(&s->methods[i]);
+        rv = rv == 0 ? rc : rv;
+    }
+    return rv;
+}
+
+static void *main_thread(void *arg)
+{
+    struct rpc_server *s = arg;
+    grpc_event ev;
+
+    do {
+        gpr_timespec until = s->starved ? rpc_deadline(POST_RETRY_MS)
+                                        : gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        ev = grpc_completion_queue_next(s->cq, until, NULL);
+        if (ev.type == GRPC_OP_COMPLETE) {
+            struct tag *t = ev.tag;
+            assert(t->magic == TAG_MAGIC);
+            RPC_TAG_GOT(t);
+            t->fn(t, ev.success != 0);
+        } else if (ev.type == GRPC_QUEUE_TIMEOUT) {
+            (void)post_all(s);
+        }
+    } while (ev.type != GRPC_QUEUE_SHUTDOWN);
+    return NULL;
+}
+
+/* --- life -------------------------------------------------------------------
+ */
+
+static grpc_server *core_server(uint64_t message_limit)
+{
+    grpc_resource_quota *quota = grpc_resource_quota_create("hedge messages");
+    grpc_channel_args args;
+    grpc_server *server;
+    struct rpc_args a;
+    grpc_arg *arg;
+
+    grpc_resource_quota_resize(quota, (size_t)message_limit);
+    rpc_args_common(&a);
+    rpc_args_int(&a, GRPC_ARG_ALLOW_REUSEPORT, 0);
+    rpc_args_int(&a, GRPC_ARG_MAX_CONCURRENT_STREAMS, CONCURRENT_STREAMS);
+    rpc_args_int(&a, GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                 KEEPALIVE_SEEN_MIN_MS);
+    arg = &a.arg[a.n++];
+    memset(arg, 0, sizeof *arg);
+    arg->type = GRPC_ARG_POINTER;
+    arg->key = GRPC_ARG_RESOURCE_QUOTA;
+    arg->value.pointer.p = quota;
+    arg->value.pointer.vtable = grpc_resource_quota_arg_vtable();
+    args.num_args = a.n;
+    args.args = a.arg;
+    server = grpc_server_create(&args, NULL);
+    grpc_resource_quota_unref(quota);
+    return server;
+}
+
+static int methods_copy(struct rpc_server *s,
+                        const struct rpc_server_options *o,
+                        struct hedge_error *e)
+{
+    s->methods = mem_calloc(o->n_methods + 1, sizeof s->methods[0]);
+    if (s->methods == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a server");
+    }
+    for (; s->n_methods < o->n_methods; s->n_methods++) {
+        const struct rpc_method *from = &o->methods[s->n_methods];
+        struct method *m = &s->methods[s->n_methods];
+        assert((from->unary == NULL) != (from->stream == NULL));
+        m->server = s;
+        m->unary = from->unary;
+        m->stream = from->stream;
+        m->flags = from->flags;
+        m->path = mem_strdup(from->path);
+        if (m->path == NULL) {
+            return error_set(e, HEDGE_ENOMEM, "no memory for a server");
+        }
+        m->registered = grpc_server_register_method(
+            s->server, m->path, NULL,
+            m->unary != NULL ? GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER
+                             : GRPC_SRM_PAYLOAD_NONE,
+            0);
+        if (m->registered == NULL) {
+            mem_free(m->path);
+            return error_set(e, HEDGE_EINVAL, "the method %s is given twice",
+                             from->path);
+        }
+    }
+    s->methods[s->n_methods].server = s;
+    return 0;
+}
+
+static void server_release(struct rpc_server *s)
+{
+    for (unsigned i = 0; i < s->n_methods; i++) {
+        mem_free(s->methods[i].path);
+    }
+    mem_free(s->methods);
+    mem_free(s->ports);
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->lock);
+    mem_free(s);
+    rpc_shutdown();
+}
+
+static void on_shutdown(struct tag *t, bool ok)
+{
+    struct rpc_server *s = container_of(t, struct rpc_server, shutdown_tag);
+
+    (void)ok;
+    pthread_mutex_lock(&s->lock);
+    s->stopped = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Everything that is not the core server or its threads. */
+static int server_prepare(const struct rpc_server_options *o,
+                          struct rpc_server **out, struct hedge_error *e)
+{
+    struct rpc_server *s = mem_calloc(1, sizeof *s);
+    pthread_condattr_t attr;
+
+    if (s == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a server");
+    }
+    (void)rpc_init();
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    s->ctx = o->ctx;
+    s->streams_max = o->streams_max != 0 ? o->streams_max : STREAMS_DEFAULT;
+    s->shutdown_tag = (struct tag){TAG_MAGIC, on_shutdown};
+    s->n_ports = o->n_addresses;
+    s->ports = mem_calloc(o->n_addresses, sizeof s->ports[0]);
+    if (s->ports == NULL) {
+        server_release(s);
+        return error_set(e, HEDGE_ENOMEM, "no memory for a server");
+    }
+    *out = s;
+    return 0;
+}
+
+static int server_listen(struct rpc_server *s,
+                         const struct rpc_server_options *o,
+                         struct hedge_error *e)
+{
+    int rv = 0;
+
+    for (unsigned i = 0; rv == 0 && i < o->n_addresses; i++) {
+        rv = rpc_listen(s->server, o->addresses[i], &s->ports[i], e);
+    }
+    return rv;
+}
+
+/* Ends a core server whose main thread does not run (any more). */
+static void server_unstarted_free(struct rpc_server *s)
+{
+    grpc_event ev;
+
+    grpc_server_shutdown_and_notify(s->server, s->cq, &s->shutdown_tag);
+    grpc_server_cancel_all_calls(s->server);
+    do {
+        ev = grpc_completion_queue_next(
+            s->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+        assert(ev.type == GRPC_OP_COMPLETE);
+        RPC_TAG_GOT(ev.tag);
+        ((struct tag *)ev.tag)->fn(ev.tag, ev.success != 0);
+    } while (!s->stopped);
+    grpc_server_destroy(s->server);
+    grpc_completion_queue_shutdown(s->cq);
+    (void)main_thread(s);
+    grpc_completion_queue_destroy(s->cq);
+}
+
+static int server_start(struct rpc_server *s,
+                        const struct rpc_server_options *o,
+                        struct hedge_error *e)
+{
+    sigset_t old;
+    int rv;
+
+    grpc_server_start(s->server);
+    rv = post_all(s);
+    if (rv != 0) {
+        return error_set(e, rv, "cannot take calls: %s", hedge_strerror(rv));
+    }
+    rpc_signals_block(&old);
+    rv = pool_new(o->pool_threads != 0 ? o->pool_threads : POOL_DEFAULT,
+                  "hedge-rpc", &s->pool);
+    if (rv == 0 && pthread_create(&s->thread, NULL, main_thread, s) != 0) {
+        pool_free(s->pool);
+        rv = HEDGE_ENOMEM;
+    }
+    rpc_signals_restore(&old);
+    if (rv != 0) {
+        return error_set(e, rv, "no threads for a server");
+    }
+    (void)pthread_setname_np(s->thread, "hedge-rpc-main");
+    return 0;
+}
+
+int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
+                   struct hedge_error *e)
+{
+    struct rpc_server *s = NULL;
+    int rv;
+
+    *out = NULL;
+    rv = server_prepare(o, &s, e);
+    if (rv != 0) {
+        return rv;
+    }
+    s->server = core_server(o->message_limit != 0 ? o->message_limit
+                                                  : MESSAGE_LIMIT_DEFAULT);
+    s->cq = grpc_completion_queue_create_for_next(NULL);
+    grpc_server_register_completion_queue(s->server, s->cq, NULL);
+    rv = methods_copy(s, o, e);
+    if (rv == 0) {
+        rv = server_listen(s, o, e);
+    }
+    if (rv == 0) {
+        rv = server_start(s, o, e);
+    }
+    if (rv != 0) {
+        server_unstarted_free(s);
+        server_release(s);
+        return rv;
+    }
+    *out = s;
+    return 0;
+}
+
+unsigned rpc_server_port(const struct rpc_server *s, unsigned i)
+{
+    assert(i < s->n_ports);
+    return s->ports[i];
+}
+
+/* Waits, with s->lock held, until no call is left or the time has come. */
+static void wait_idle(struct rpc_server *s, uint64_t grace_ms)
+{
+    uint64_t until = clock_mono_ns() / 1000000 + grace_ms;
+    struct timespec ts = {.tv_sec = (time_t)(until / 1000),
+                          .tv_nsec = (long)(until % 1000) * 1000000};
+    int rc = 0;
+
+    while (rc == 0 && s->unary_live + s->streams_live > 0) {
+        rc = pthread_cond_timedwait(&s->changed, &s->lock, &ts);
+    }
+}
+
+void rpc_server_free(struct rpc_server *s, uint64_t grace_ms)
+{
+    if (s == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    s->stopping = true;
+    pthread_mutex_unlock(&s->lock);
+    RPC_TAG_PUT(&s->shutdown_tag);
+    grpc_server_shutdown_and_notify(s->server, s->cq, &s->shutdown_tag);
+    pthread_mutex_lock(&s->lock);
+    wait_idle(s, grace_ms);
+    pthread_mutex_unlock(&s->lock);
+    grpc_server_cancel_all_calls(s->server);
+    pthread_mutex_lock(&s->lock);
+    while (!s->stopped || s->unary_live + s->streams_live > 0) {
+        pthread_cond_wait(&s->changed, &s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    grpc_server_destroy(s->server);
+    grpc_completion_queue_shutdown(s->cq);
+    pthread_join(s->thread, NULL);
+    grpc_completion_queue_destroy(s->cq);
+    if (s->has_ended_thread) {
+        pthread_join(s->ended_thread, NULL);
+    }
+    pool_free(s->pool);
+    server_release(s);
+}
