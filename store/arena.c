@@ -56,9 +56,9 @@ struct arena {
     pthread_cond_t wake;  /* For the warmer. */
     unsigned waiters;
     uint32_t warm_head, cold_head;
-    uint32_t n_warm, n_cold;        /* Whole free chunks. */
-    uint32_t warming;        /* Free, too, but with the warmer just now. */
-    uint32_t pieces[ORDERS_MAX];    /* Free pieces of split chunks, by order. */
+    uint32_t n_warm, n_cold;     /* Whole free chunks. */
+    uint32_t warming;            /* Free, too, but with the warmer just now. */
+    uint32_t pieces[ORDERS_MAX]; /* Free pieces of split chunks, by order. */
     uint32_t share[ARENA_CLASSES];  /* Base share of the reserve. */
     uint32_t claims[ARENA_CLASSES]; /* Of open writers and readers. */
     uint32_t homed[ARENA_CLASSES];  /* Blocks that nothing else will take. */

@@ -17,13 +17,14 @@ struct part {
     struct list link;
     uint64_t generation, incarnation;
     uint64_t mem_used, disk_used, next_ordinal;
-    uint64_t expires_ms;
+    uint64_t expires_ms, ttl_ms;
     unsigned inflight; /* Disk writes under way. */
     bool dead;         /* No new blocks; freed when nothing is in flight. */
     char owner[];
 };
 
-#define KEEP_FIRST_MS 60000 /* Until the owner's first renewal. */
+#define KEEP_FIRST_MS 20000 /* At least, until the first renewal. */
+#define GRACE_MS 5000
 
 void lend_init(struct sos *s)
 {
@@ -88,7 +89,7 @@ static void part_kill(struct sos *s, struct part *p, const char *why)
 }
 
 static struct part *part_make(struct sos *s, const struct sos_owner *owner,
-                              uint64_t generation)
+                              uint64_t generation, uint64_t ttl_ms)
 {
     size_t len = strlen(owner->id) + 1;
     struct part *p = mem_calloc(1, sizeof *p + len);
@@ -96,7 +97,10 @@ static struct part *part_make(struct sos *s, const struct sos_owner *owner,
     if (p != NULL) {
         p->generation = generation;
         p->incarnation = owner->incarnation;
-        p->expires_ms = clock_boot_ms() + KEEP_FIRST_MS;
+        p->ttl_ms = ttl_ms;
+        p->expires_ms =
+            clock_boot_ms() + GRACE_MS +
+            (ttl_ms > KEEP_FIRST_MS ? ttl_ms : (uint64_t)KEEP_FIRST_MS);
         memcpy(p->owner, owner->id, len);
         list_push(&s->parts, &p->link);
     }
@@ -283,7 +287,7 @@ int sos_lend_put(struct sos *s, const struct sos_owner *owner,
     rv = check_incarnation(s, owner, &req->error);
     p = rv == 0 ? part_find(s, req->header.id.generation) : NULL;
     if (rv == 0 && p == NULL) {
-        p = part_make(s, owner, req->header.id.generation);
+        p = part_make(s, owner, req->header.id.generation, store->ttl_ms);
         rv = p == NULL ? HEDGE_ENOMEM : 0;
     }
     if (rv == 0 && !is_owner(p, owner)) {
@@ -485,9 +489,9 @@ void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
 }
 
 void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
-                    uint64_t keep_ms)
+                    uint64_t lease_ms)
 {
-    uint64_t until = clock_boot_ms() + keep_ms;
+    uint64_t now = clock_boot_ms();
     struct list *l;
 
     pthread_mutex_lock(&s->lend_lock);
@@ -496,7 +500,8 @@ void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
         struct part *p = container_of(l, struct part, link);
 
         if (is_owner(p, owner) && p->incarnation == owner->incarnation) {
-            p->expires_ms = until;
+            p->expires_ms =
+                now + (lease_ms > p->ttl_ms ? lease_ms : p->ttl_ms) + GRACE_MS;
         }
     }
     pthread_mutex_unlock(&s->lend_lock);

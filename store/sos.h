@@ -178,9 +178,10 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
 /* generation 0: all of this owner's; `id` not NULL: this block only. */
 void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
                    uint64_t generation, const struct block_id *id);
-/* The owner is alive: its blocks stay until now + keep_ms. */
+/* The owner is alive: its blocks stay for max(lease_ms, the store's TTL) and a
+ * few seconds from now. */
 void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
-                    uint64_t keep_ms);
+                    uint64_t lease_ms);
 
 struct sos_usage {
     struct arena_use arena;
