@@ -56,8 +56,9 @@ struct arena {
     pthread_cond_t wake;  /* For the warmer. */
     unsigned waiters;
     uint32_t warm_head, cold_head;
-    uint32_t n_warm, n_cold;        /* Whole free chunks. */
-    uint32_t pieces[ORDERS_MAX];    /* Free pieces of split chunks, by order. */
+    uint32_t n_warm, n_cold;     /* Whole free chunks. */
+    uint32_t warming;            /* Free, too, but with the warmer just now. */
+    uint32_t pieces[ORDERS_MAX]; /* Free pieces of split chunks, by order. */
     uint32_t share[ARENA_CLASSES];  /* Base share of the reserve. */
     uint32_t claims[ARENA_CLASSES]; /* Of open writers and readers. */
     uint32_t homed[ARENA_CLASSES];  /* Blocks that nothing else will take. */
@@ -105,10 +106,16 @@ static void chunk_unlink(struct arena *a, uint32_t c)
     *(k->warm ? &a->n_warm : &a->n_cold) -= 1;
 }
 
+static uint32_t chunks_free(const struct arena *a)
+{
+    return a->n_warm + a->n_cold + a->warming;
+}
+
 static uint32_t chunk_take(struct arena *a)
 {
-    uint32_t c = a->warm_head != NONE ? a->warm_head : a->cold_head;
+    uint32_t c;
 
+    c = a->warm_head != NONE ? a->warm_head : a->cold_head;
     assert(c != NONE);
     chunk_unlink(a, c);
     if (!a->chunks[c].warm) {
@@ -226,7 +233,7 @@ static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
  * the free ones)? What the other classes' shares still lack must stay free. */
 static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
 {
-    uint32_t n_free = a->n_warm + a->n_cold;
+    uint32_t n_free = chunks_free(a);
     uint32_t owed = 0;
 
     if (from == ARENA_CLASSES) {
@@ -294,6 +301,12 @@ static void *alloc_locked(struct arena *a, enum arena_class cls, size_t size)
     if (u == NONE) {
         uint32_t c;
 
+        /* A moment only: the last free chunk may be with the warmer. */
+        while (a->n_warm + a->n_cold == 0 && a->warming > 0) {
+            a->waiters++;
+            pthread_cond_wait(&a->freed, &a->lock);
+            a->waiters--;
+        }
         if (!may_hold(a, cls, ARENA_CLASSES)) {
             return NULL;
         }
@@ -382,7 +395,7 @@ bool arena_claim(struct arena *a, enum arena_class cls, unsigned n)
     for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
         owed += deficit(a, k, a->used_chunks[k]);
     }
-    ok = a->n_warm + a->n_cold >= owed;
+    ok = chunks_free(a) >= owed;
     if (!ok) {
         a->claims[cls] -= n;
     }
@@ -536,7 +549,7 @@ void arena_use(struct arena *a, struct arena_use *out)
         out->reserve += (uint64_t)a->share[k] * a->block_size;
         owed += deficit(a, k, a->used_chunks[k]);
     }
-    n_free = a->n_warm + a->n_cold;
+    n_free = chunks_free(a);
     out->stored_free =
         n_free > owed ? (uint64_t)(n_free - owed) * a->block_size : 0;
     out->resident = (uint64_t)a->resident * a->block_size;
@@ -571,9 +584,11 @@ static void warm_one_locked(struct arena *a)
 
     chunk_unlink(a, c);
     a->resident++;
+    a->warming++;
     pthread_mutex_unlock(&a->lock);
     fault_in(a->base + (uint64_t)c * a->block_size, a->block_size);
     pthread_mutex_lock(&a->lock);
+    a->warming--;
     chunk_push(a, c, true);
     tell_waiters(a);
 }
@@ -657,8 +672,9 @@ static void share_out(struct arena *a)
     uint32_t total = a->n_chunks / 8 > 8 ? a->n_chunks / 8 : 8;
     uint32_t each = total / 4;
 
-    a->share[ARENA_FILL] = total - 3 * each;
-    a->share[ARENA_OUT] = a->share[ARENA_IN] = a->share[ARENA_READ] = each;
+    a->share[ARENA_FILL] = a->share[ARENA_IN] = a->share[ARENA_READ] = each;
+    a->share[ARENA_SERVE] = (total - 3 * each) / 2;
+    a->share[ARENA_OUT] = total - 3 * each - a->share[ARENA_SERVE];
 }
 
 static void look_at_huge_pages(struct arena *a)

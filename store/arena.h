@@ -32,6 +32,8 @@ enum arena_class {
     ARENA_OUT,    /* On its way to the disk or a peer. */
     ARENA_IN,     /* Arriving from a peer. */
     ARENA_READ,   /* On its way to a reader. */
+    ARENA_SERVE,  /* Read from the disk for another node. */
+    ARENA_AHEAD,  /* Fetched ahead of a reader: no share, only what is spare. */
     ARENA_CLASSES,
 };
 

@@ -18,7 +18,8 @@
 
 enum catalog_where {
     CATALOG_NONE,
-    CATALOG_MEMORY, /* place.addr: offset in this node's arena. */
+    CATALOG_MEMORY, /* place.addr: offset in this node's arena; place.kind: 1
+                     * when it counts against the store's memory limit. */
     CATALOG_DISK,   /* This node's disk tier. */
     CATALOG_PEER,   /* place.unit: number of the node, see peer tier. */
 };

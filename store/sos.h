@@ -22,6 +22,7 @@
 
 struct sos;
 struct sos_store;
+struct part;
 
 struct sos_options {
     const char *node; /* This node's id, for messages and infos. */
@@ -34,7 +35,8 @@ struct sos_options {
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
-    /* Called when a store's TTL has ended it, before its blocks are freed. */
+    /* Called when a store's TTL has ended it, before its blocks are freed. Must
+     * not call this sos. */
     void (*on_expired)(void *ctx, const char *name, uint64_t generation);
     void *on_expired_ctx;
 };
@@ -160,8 +162,9 @@ struct sos_lend_req {
     struct hedge_error error;
     sos_lend_cb cb;
     void *ctx;
-    struct tier_req req;
+    struct tier_req req; /* The store's, until the callback. */
     struct sos *sos;
+    struct part *part;
 };
 
 /* Store a block for another node: here at once, or HEDGE_EREFUSED. The block
@@ -175,9 +178,10 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
 /* generation 0: all of this owner's; `id` not NULL: this block only. */
 void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
                    uint64_t generation, const struct block_id *id);
-/* The owner is alive: its blocks stay until now + keep_ms. */
+/* The owner is alive: its blocks stay for max(lease_ms, the store's TTL) and a
+ * few seconds from now. */
 void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
-                    uint64_t keep_ms);
+                    uint64_t lease_ms);
 
 struct sos_usage {
     struct arena_use arena;

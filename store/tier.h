@@ -54,11 +54,16 @@ struct tier_req;
 typedef void (*tier_cb)(struct tier_req *req);
 
 struct tier_req {
-    struct list link;         /* The tier's while the request is with it. */
-    struct block_id id;       /* In. */
-    void *data;               /* In: the bytes to store, or room for them. */
-    size_t len;               /* In: the length of header and payload. */
-    struct tier_place place;  /* Put: out. Get: in. */
+    struct list link;        /* The tier's while the request is with it. */
+    struct block_id id;      /* In. */
+    void *data;              /* In: the bytes to store, or room for them. */
+    size_t len;              /* In: the length of header and payload. */
+    struct tier_place place; /* Put: out. Get: in. */
+    /* In: for puts; must outlive the request. */
+    const struct tier_store *store;
+    /* In: units (nodes) that hold a copy already and must not be used. */
+    uint32_t avoid[TIER_COPIES_MAX];
+    unsigned n_avoid;
     int status;               /* Out. */
     struct hedge_error error; /* Out, when status is not 0. */
     tier_cb cb;
