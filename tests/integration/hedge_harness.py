@@ -44,6 +44,9 @@ BIN = os.path.abspath(os.environ.get(
     "HEDGE_BIN", os.path.join(ROOT, "build", "release", "bin")))
 HEDGED = os.path.join(BIN, "hedged")
 HEDGECTL = os.path.join(BIN, "hedgectl")
+os.environ.setdefault(
+    "LSAN_OPTIONS", "print_suppressions=0:suppressions="
+    + os.path.join(ROOT, "tests", "lsan.supp"))
 LOG_TAIL = 60
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
