@@ -28,10 +28,11 @@
 #define TARGET_SIZE 320
 
 /* Something for the loop to do. The task is the loop's from node_post() on and
- * freed with mem_free() after `fn`. */
+ * freed with mem_free() after `fn`, or after `drop` when the loop has ended. */
 struct task {
     struct list link;
     void (*fn)(struct hedge_node *n, struct task *t);
+    void (*drop)(struct task *t); /* May be NULL. */
 };
 
 /* The members as others see them; replaced whole by the loop. */
@@ -121,8 +122,10 @@ struct hedge_node {
 
 /* --- node_loop.c --- */
 int node_loop_start(struct hedge_node *n, struct hedge_error *e);
-/* Leaves the group, waits until the lease is given back, ends the thread. */
+/* Waits until the lease is given back, ends the thread. */
 void node_loop_stop(struct hedge_node *n);
+/* Frees it, when nobody can post any more. */
+void node_loop_release(struct hedge_node *n);
 void node_post(struct hedge_node *n, struct task *t);
 void *task_new(size_t size, void (*fn)(struct hedge_node *n, struct task *t));
 struct view *node_view(struct hedge_node *n); /* A reference; or NULL. */
@@ -163,6 +166,8 @@ int stores_open(struct hedge_node *n, const char *name,
 int stores_remove(struct hedge_node *n, const char *name, uint64_t timeout_ms,
                   struct hedge_error *e);
 void stores_on_expired(void *ctx, const char *name, uint64_t generation);
+/* This node leads: its own stores go into its directory. */
+void stores_register_own(struct hedge_node *n);
 /* Every store this node owns, for a new leader. */
 int stores_report(struct hedge_node *n, Hedge__V1__JoinReport *out);
 void stores_report_release(Hedge__V1__JoinReport *r);
