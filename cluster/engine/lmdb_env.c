@@ -22,7 +22,7 @@
 #define FILE_MODE 0600
 #define NAMESPACE_WAIT_MS 2000u
 #define NAMESPACE_TEXT 128
-#define POLL_MS_MAX 10u
+#define POLL_MS_MAX 2u
 
 /* Life: OPENING (private to the opener) -> in `table`, refs > 0 -> removed
  * from it and closed. Lock order: table_lock, then env->lock; neither is held
@@ -496,21 +496,31 @@ const char *lmdb_env_path(const struct lmdb_env *env)
 /* --- transactions -----------------------------------------------------------
  */
 
-static int stuck(struct lmdb_env *env, uint64_t waited_ms,
+static uint64_t last_txn(struct lmdb_env *env)
+{
+    MDB_envinfo info;
+
+    (void)mdb_env_info(env->mdb, &info);
+    return info.me_last_txnid;
+}
+
+static int stuck(struct lmdb_env *env, uint64_t waited_ms, uint64_t txn_before,
                  struct hedge_error *e)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
-    long pid = 0;
+    long pid = (long)getpid();
+    bool moves = last_txn(env) != txn_before;
 
     if (fcntl(env->writer_fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK) {
         pid = (long)fl.l_pid;
     }
     return error_set(e, HEDGE_ETIMEDOUT,
-                     "%s: process %ld has been writing for %llu ms; if it is "
-                     "stopped, let it go on (kill -CONT %ld) or kill it",
-                     env->path, pid != 0 ? pid : (long)getpid(),
-                     (unsigned long long)waited_ms,
-                     pid != 0 ? pid : (long)getpid());
+                     "%s: no turn to write within %llu ms, process %ld is at "
+                     "it%s",
+                     env->path, (unsigned long long)waited_ms, pid,
+                     moves ? ""
+                           : " and does not get on; if it is stopped, let it "
+                             "go on (kill -CONT) or kill it");
 }
 
 /* The turn of this process's threads. */
@@ -566,17 +576,18 @@ int lmdb_write_begin(struct lmdb_env *env, uint64_t timeout_ms, MDB_txn **out,
                      struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + timeout_ms;
+    uint64_t txn_before = last_txn(env);
     int rc;
 
     assert(env->pid == getpid());
     *out = NULL;
     if (!wait_idle(env, until_ms)) {
-        return stuck(env, timeout_ms, e);
+        return stuck(env, timeout_ms, txn_before, e);
     }
     rc = wait_file_lock(env, until_ms);
     if (rc != 0) {
         int rv = rc == ETIMEDOUT
-                     ? stuck(env, timeout_ms, e)
+                     ? stuck(env, timeout_ms, txn_before, e)
                      : error_set_errno(e, rc, "%s/writer.lock", env->path);
         give_up_turn(env);
         return rv;
