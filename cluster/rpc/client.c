@@ -205,6 +205,9 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
                          "a request of %zu bytes is over the limit of %zu", len,
                          RPC_MESSAGE_MAX);
     }
+    if (timeout_ms == 0) { /* Core would still try. */
+        return error_set(e, HEDGE_ETIMEDOUT, "no time left for %s", path);
+    }
     if (unary_init(&u, request, len) != 0) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a call");
     }
