@@ -69,9 +69,13 @@ int block_header_expect(const struct block_header *h, const struct block_id *id,
 /* Check stored_sum over the payload that follows the header. */
 int block_check_stored(const struct block_header *h, const void *payload,
                        struct hedge_error *e);
-/* Check raw_sum over the decoded payload, and the frames' bounds. */
+/* Check raw_sum over the decoded payload. */
 int block_check_raw(const struct block_header *h, const void *raw,
                     struct hedge_error *e);
+/* Check that the frames fill the payload: what a node does once with a block
+ * that somebody else has framed. */
+int block_check_frames(const struct block_header *h, const void *raw,
+                       struct hedge_error *e);
 
 /* What a manifest adds up: independent of tiers, compression and of the
  * order in which blocks are added; any missing, doubled, moved or changed

@@ -4,15 +4,26 @@
  * Ownership: disk_new() makes it, tier_free() ends it; it owns the directory
  *            `dir` and removes at start whatever an earlier life left there.
  * Threads:   any thread may call; callbacks run on the tier's reaping thread
- *            (or a worker of the fallback).
+ *            (or a worker of the fallback). What fails before it reaches the
+ *            disk is reported from the tier's worker thread, so callbacks may
+ *            run beside each other. A callback may submit and drop, and must
+ *            not free the tier.
  * Errors:    as in tier.h. HEDGE_ENOSPC when a limit or the floor of free
- *            space is reached or the disk is full; HEDGE_EIO otherwise.
+ *            space is reached or the disk is full; HEDGE_EIO otherwise. A
+ *            limit is reported by the call itself, the floor and a full disk
+ *            in req->status. HEDGE_ECANCELED: the store was dropped while the
+ *            put was under way. HEDGE_ENOTFOUND: no such place (any more).
+ *            HEDGE_ECLOSED once tier_free() has begun.
  * Units:     bytes; every length is padded to `alignment`.
  * Limits:    DISK_INFLIGHT operations at a time; more wait in a queue. */
 #ifndef STORE_DISK_H
 #define STORE_DISK_H
 
 #include "store/tier.h"
+
+#define DISK_INFLIGHT 64
+#define DISK_EXTENT_MAX ((uint64_t)256 << 20) /* Bytes of one file. */
+#define DISK_GROW_STEP ((uint64_t)8 << 20)
 
 enum disk_io { DISK_IO_AUTO, DISK_IO_URING, DISK_IO_THREADS };
 

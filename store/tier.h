@@ -41,15 +41,29 @@ struct tier_place {
     uint32_t kind;
 };
 
+/* What a tier on another node is told about the store of a block. */
+struct tier_store {
+    const char *name;
+    uint64_t mem_limit, disk_limit; /* Per node, 0: none of its own. */
+    uint64_t ttl_ms;
+};
+
+#define TIER_COPIES_MAX 4
+
 struct tier_req;
 typedef void (*tier_cb)(struct tier_req *req);
 
 struct tier_req {
-    struct list link;         /* The tier's while the request is with it. */
-    struct block_id id;       /* In. */
-    void *data;               /* In: the bytes to store, or room for them. */
-    size_t len;               /* In: the length of header and payload. */
-    struct tier_place place;  /* Put: out. Get: in. */
+    struct list link;        /* The tier's while the request is with it. */
+    struct block_id id;      /* In. */
+    void *data;              /* In: the bytes to store, or room for them. */
+    size_t len;              /* In: the length of header and payload. */
+    struct tier_place place; /* Put: out. Get: in. */
+    /* In: for puts; must outlive the request. */
+    const struct tier_store *store;
+    /* In: units (nodes) that hold a copy already and must not be used. */
+    uint32_t avoid[TIER_COPIES_MAX];
+    unsigned n_avoid;
     int status;               /* Out. */
     struct hedge_error error; /* Out, when status is not 0. */
     tier_cb cb;
@@ -80,6 +94,10 @@ struct tier_ops {
     /* Give back everything of one generation; gets in flight still end. */
     void (*drop_store)(struct tier *t, uint64_t generation);
     void (*use)(struct tier *t, struct tier_use *out);
+    /* Names for people: the node and its tier ("memory", "disk"). NULL: this
+     * node's. The strings live as long as the tier. */
+    void (*describe)(struct tier *t, const struct tier_place *place,
+                     const char **node, const char **kind);
     /* Waits for what is in flight, then frees. */
     void (*free)(struct tier *t);
 };

@@ -1,0 +1,155 @@
+#include "cluster/engine/engine.h"
+
+#include "cluster/engine/lmdb.h"
+
+#include <assert.h>
+#include <string.h>
+
+typedef int (*open_fn)(const char *rest, const char *group, struct engine *out,
+                       struct hedge_error *e);
+
+static const struct scheme {
+    const char *prefix;
+    open_fn open; /* NULL: known, but not built in. */
+} schemes[] = {
+    {"lmdb:", lmdb_engine_open},
+    {"etcd:", NULL},
+    {"spanner:", NULL},
+};
+
+static int check_group(const char *group, struct hedge_error *e)
+{
+    size_t len = strlen(group);
+
+    if (len == 0 || len > ENGINE_GROUP_MAX) {
+        return error_set(e, HEDGE_EINVAL,
+                         "the group name has %zu bytes, 1 to %d are allowed",
+                         len, ENGINE_GROUP_MAX);
+    }
+    for (const char *p = group; *p != '\0'; p++) {
+        if ((unsigned char)*p < 0x20 || *p == '/' || *p == 0x7f) {
+            return error_set(e, HEDGE_EINVAL,
+                             "the group name holds a '/' or a control "
+                             "character");
+        }
+    }
+    return 0;
+}
+
+int engine_open(const char *url, const char *group, struct engine *out,
+                struct hedge_error *e)
+{
+    assert(url != NULL && group != NULL && out != NULL);
+    memset(out, 0, sizeof *out);
+    error_clear(e);
+    if (check_group(group, e) != 0) {
+        return HEDGE_EINVAL;
+    }
+    for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
+        const struct scheme *s = &schemes[i];
+        size_t len = strlen(s->prefix);
+
+        if (strncmp(url, s->prefix, len) != 0) {
+            continue;
+        }
+        if (s->open == NULL) {
+            return error_set(e, HEDGE_ENOTSUP,
+                             "the engine %s is not built into this version; "
+                             "lmdb:DIR is",
+                             url);
+        }
+        return s->open(url + len, group, out, e);
+    }
+    return error_set(e, HEDGE_EINVAL,
+                     "'%s' is not an engine: lmdb:DIR, etcd://HOST:PORT/PREFIX",
+                     url);
+}
+
+void engine_close(struct engine *g)
+{
+    if (g->ops != NULL) {
+        g->ops->close(g->ctx);
+    }
+    memset(g, 0, sizeof *g);
+}
+
+static int check_lease(uint64_t lease_ms, struct hedge_error *e)
+{
+    if (lease_ms < ENGINE_LEASE_MIN_MS || lease_ms > ENGINE_LEASE_MAX_MS) {
+        return error_set(e, HEDGE_EINVAL,
+                         "a lease of %llu ms: %u to %u are allowed",
+                         (unsigned long long)lease_ms, ENGINE_LEASE_MIN_MS,
+                         ENGINE_LEASE_MAX_MS);
+    }
+    return 0;
+}
+
+static bool fits(const char *s)
+{
+    return s != NULL && strnlen(s, ENGINE_ID_SIZE) < ENGINE_ID_SIZE;
+}
+
+int engine_acquire(const struct engine *g, const struct engine_holder *who,
+                   uint64_t lease_ms, uint64_t *token,
+                   struct engine_lease *before, struct hedge_error *e)
+{
+    int rv;
+
+    assert(g->ops != NULL && token != NULL && before != NULL);
+    *token = 0;
+    memset(before, 0, sizeof *before);
+    error_clear(e);
+    rv = check_lease(lease_ms, e);
+    if (rv != 0) {
+        return rv;
+    }
+    if (!fits(who->id) || !fits(who->address) || who->id[0] == '\0') {
+        return error_set(e, HEDGE_EINVAL,
+                         "the holder's id or address is empty or longer than "
+                         "%d bytes",
+                         ENGINE_ID_SIZE - 1);
+    }
+    rv = g->ops->acquire(g->ctx, who, lease_ms, token, before, e);
+    assert(rv != 0 || *token > before->token);
+    return rv;
+}
+
+int engine_renew(const struct engine *g, uint64_t token, uint64_t lease_ms,
+                 struct hedge_error *e)
+{
+    int rv;
+
+    assert(g->ops != NULL);
+    error_clear(e);
+    rv = check_lease(lease_ms, e);
+    return rv != 0 ? rv : g->ops->renew(g->ctx, token, lease_ms, e);
+}
+
+int engine_release(const struct engine *g, uint64_t token,
+                   struct hedge_error *e)
+{
+    assert(g->ops != NULL);
+    error_clear(e);
+    return g->ops->release(g->ctx, token, e);
+}
+
+int engine_look(const struct engine *g, struct engine_lease *out,
+                struct hedge_error *e)
+{
+    assert(g->ops != NULL && out != NULL);
+    memset(out, 0, sizeof *out);
+    error_clear(e);
+    return g->ops->look(g->ctx, out, e);
+}
+
+int engine_maintain(const struct engine *g, struct engine_health *out,
+                    struct hedge_error *e)
+{
+    struct engine_health unused;
+
+    assert(g->ops != NULL);
+    error_clear(e);
+    out = out != NULL ? out : &unused;
+    memset(out, 0, sizeof *out);
+    return g->ops->maintain(g->ctx, out, e);
+}

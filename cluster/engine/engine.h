@@ -1,0 +1,119 @@
+/* engine.h - where the cluster's truth lives: the lease that elects a leader
+ * and, later, the log and the sessions, behind one table of operations.
+ *
+ * An engine belongs to one group. Its lease has at most one holder. Every
+ * acquisition yields a fencing token that is greater than all before it, over
+ * restarts and reboots too; renewing and releasing need the current one.
+ *
+ * Ownership: a struct engine is a value; engine_open() fills it and
+ *            engine_close() ends it. Strings are copied.
+ * Threads:   any; every call may block (on a disk, a network, or another
+ *            process), so none belongs on the loop. The lease calls are made
+ *            for a thread of their own: see the engine's header for how long.
+ * Errors:    hedge codes with a sentence in `e`, which may be NULL.
+ *            HEDGE_EFENCED: the token is not the current one, or its lease
+ *            has run out. HEDGE_EBUSY: another node holds the lease.
+ *            HEDGE_ETIMEDOUT: the engine did not answer; whether the call
+ *            took effect is not known.
+ * Units:     milliseconds (_ms).
+ * Limits:    ids and addresses of ENGINE_ID_SIZE - 1 bytes, group names of
+ *            ENGINE_GROUP_MAX; leases of 100 ms to 1 h. */
+#ifndef CLUSTER_ENGINE_ENGINE_H
+#define CLUSTER_ENGINE_ENGINE_H
+
+#include "store/base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* A host name of 253 bytes, a colon, a port, the terminator. */
+#define ENGINE_ID_SIZE 264
+#define ENGINE_GROUP_MAX 255
+#define ENGINE_LEASE_MIN_MS 100u
+#define ENGINE_LEASE_MAX_MS 3600000u
+
+/* Who asks for the lease. The incarnation tells a node's lives apart: the same
+ * life may acquire again at once (its last answer may have been lost), a new
+ * life waits like everybody else. */
+struct engine_holder {
+    const char *id;
+    const char *address; /* Where the others reach it: gRPC. */
+    uint64_t incarnation;
+};
+
+struct engine_lease {
+    bool held;
+    char holder[ENGINE_ID_SIZE]; /* The last holder, also when not held. */
+    char address[ENGINE_ID_SIZE];
+    uint64_t incarnation;
+    uint64_t token;        /* The last one given out; 0 = none ever. */
+    uint64_t remaining_ms; /* 0 when not held. */
+    /* How long nobody has held it; 0 when held, UINT64_MAX when nobody has
+     * since the machine started. Nodes that were alive would have taken it. */
+    uint64_t idle_ms;
+};
+
+struct engine_health {
+    unsigned readers_cleared; /* Slots of dead processes, freed just now. */
+    unsigned readers;         /* Slots in use. */
+    uint64_t oldest_reader;   /* Transactions the oldest reader is behind. */
+};
+
+/* Every operation may block, and may be called from any thread. All but
+ * acquire may be repeated without further effect. */
+struct engine_ops {
+    const char *name; /* The scheme of its URLs. */
+
+    int (*acquire)(void *ctx, const struct engine_holder *who,
+                   uint64_t lease_ms, uint64_t *token,
+                   struct engine_lease *before, struct hedge_error *e);
+    int (*renew)(void *ctx, uint64_t token, uint64_t lease_ms,
+                 struct hedge_error *e);
+    int (*release)(void *ctx, uint64_t token, struct hedge_error *e);
+    int (*look)(void *ctx, struct engine_lease *out, struct hedge_error *e);
+
+    int (*maintain)(void *ctx, struct engine_health *out,
+                    struct hedge_error *e);
+    void (*close)(void *ctx);
+};
+
+struct engine {
+    const struct engine_ops *ops;
+    void *ctx;
+};
+
+/* Open the engine of `url` ("lmdb:DIR") for one group. A scheme that is not
+ * built in is HEDGE_ENOTSUP, anything else HEDGE_EINVAL. */
+int engine_open(const char *url, const char *group, struct engine *out,
+                struct hedge_error *e);
+/* No call may be in progress. An engine that is all zeros is fine. */
+void engine_close(struct engine *g);
+
+/* Take the lease if nobody holds it. On 0 *token is the new token, and
+ * *before says how the lease was found (who had it last, idle_ms). On
+ * HEDGE_EBUSY *before is the lease that stands in the way. */
+int engine_acquire(const struct engine *g, const struct engine_holder *who,
+                   uint64_t lease_ms, uint64_t *token,
+                   struct engine_lease *before, struct hedge_error *e);
+
+/* Let the lease run for lease_ms from now (a moment after this call began, so
+ * whoever counts from its beginning is on the safe side). */
+int engine_renew(const struct engine *g, uint64_t token, uint64_t lease_ms,
+                 struct hedge_error *e);
+
+/* Give the lease back. HEDGE_EFENCED, and nothing changed, when `token` is
+ * not the current one. */
+int engine_release(const struct engine *g, uint64_t token,
+                   struct hedge_error *e);
+
+/* Cheap and never behind a writer: made to be called a few times a second. */
+int engine_look(const struct engine *g, struct engine_lease *out,
+                struct hedge_error *e);
+
+/* Housekeeping; the leader calls it once per sync interval. `out` may be
+ * NULL. */
+int engine_maintain(const struct engine *g, struct engine_health *out,
+                    struct hedge_error *e);
+
+#endif

@@ -1,0 +1,633 @@
+/* cursor.c - reading a store block by block, in its order, from wherever the
+ * blocks are.
+ *
+ * Blocks on disk and on peers are fetched ahead into a ring of slots; blocks in
+ * memory are delivered where they are. A record that spans blocks is followed
+ * along its writer's sequence: the next block of the writer is usually the next
+ * of the store, too, and is then delivered once; where writers interleave it is
+ * fetched out of turn and comes again at its own number. */
+#include "store/sos_internal.h"
+
+#include "store/base/clock.h"
+#include "store/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define SLOTS 16
+#define OWN_BLOCKS 2 /* What a reader is sure to have. */
+#define WAIT_STEP_MS 50
+#define WINDOW_MAX 64 /* Segments given to a far reader, not yet done. */
+
+struct cursor {
+    struct source base;
+    struct sos_store *store;
+    struct sos_read_options options;
+    bool manual;    /* Discard by sos_source_done() only. */
+    uint64_t next;  /* Ordinal to be delivered next. */
+    uint64_t ahead; /* Ordinal to be fetched next; slot = ordinal % SLOTS. */
+    uint32_t last_writer; /* Of the block before that one. */
+    struct fetch slots[SLOTS];
+    struct fetch extra;    /* A continuation out of turn. */
+    struct fetch *current; /* Delivered by the last next(). */
+    bool continuing;       /* The record begun goes on in the block `due`. */
+    struct block_id due;
+    uint64_t frozen_end; /* Do not go past; UINT64_MAX: as far as there is. */
+    struct block_id given[WINDOW_MAX]; /* Blocks to discard, oldest first. */
+    unsigned given_at, n_given;
+};
+
+static struct cursor *cursor_of(struct source *base)
+{
+    return container_of(base, struct cursor, base);
+}
+
+/* --- fetching --- */
+
+static void on_get(struct tier_req *req)
+{
+    struct fetch *f = req->ctx;
+    struct sos_store *store = f->store;
+
+    pthread_mutex_lock(&store->lock);
+    list_remove(&f->link);
+    f->loading = false;
+    f->failed = req->status != 0;
+    if (f->discard_after) {
+        for (unsigned i = 0; i < f->entry.n_copies; i++) {
+            if (f->entry.copies[i].where != CATALOG_MEMORY) {
+                copy_drop(store->sos, &f->entry, &f->entry.copies[i]);
+            }
+        }
+        f->discard_after = false;
+    }
+    pthread_cond_broadcast(&store->changed);
+    pthread_mutex_unlock(&store->lock);
+}
+
+/* store->lock held. Start reading copy f->copy into f->block. */
+static void fetch_start(struct fetch *f)
+{
+    struct sos *s = f->store->sos;
+    const struct catalog_copy *copy = &f->entry.copies[f->copy];
+    struct tier *tier = copy->where == CATALOG_DISK ? s->disk : s->remote;
+
+    memset(&f->req, 0, sizeof f->req);
+    f->req.id = f->entry.id;
+    f->req.data = f->block;
+    f->req.len = entry_len(&f->entry);
+    f->req.place = copy->place;
+    f->req.store = &f->store->told;
+    f->req.cb = on_get;
+    f->req.ctx = f;
+    f->failed = f->verified = false;
+    f->loading = true;
+    list_push(&f->store->fetches, &f->link);
+    f->req.status = tier_get(tier, &f->req);
+    if (f->req.status != 0) {
+        list_remove(&f->link);
+        f->loading = false;
+        f->failed = true;
+    }
+}
+
+/* store->lock held. Take the block where it is, or start reading it into
+ * memory: spare memory, or (`needed`) the reader's own. False: there is none
+ * now. */
+static bool fetch_open(struct fetch *f, const struct catalog_entry *e,
+                       bool needed)
+{
+    struct arena *arena = f->store->sos->arena;
+    size_t len = BLOCK_HEADER_SIZE + (size_t)e->stored_len;
+
+    assert(!f->used && e->n_copies > 0);
+    f->entry = *e;
+    f->copy = 0;
+    f->failed = f->loading = f->verified = false;
+    if (e->copies[0].where == CATALOG_MEMORY) {
+        f->block = arena_at(arena, e->copies[0].place.addr);
+        arena_ref(arena, f->block);
+        f->used = true;
+        return true;
+    }
+    f->block = arena_alloc(arena, ARENA_AHEAD, len);
+    if (f->block == NULL && needed) {
+        f->block = arena_alloc(arena, ARENA_READ, len);
+    }
+    if (f->block == NULL) {
+        return false;
+    }
+    f->used = true;
+    fetch_start(f);
+    return true;
+}
+
+/* store->lock held; waits while the tier still writes into the block. */
+static void fetch_close(struct fetch *f)
+{
+    while (f->loading) {
+        pthread_cond_wait(&f->store->changed, &f->store->lock);
+    }
+    if (f->used) {
+        arena_unref(f->store->sos->arena, f->block);
+        f->used = false;
+        f->block = NULL;
+    }
+}
+
+static void where_is(const struct fetch *f, const char **node,
+                     const char **kind)
+{
+    struct sos *s = f->store->sos;
+    const struct catalog_copy *copy = &f->entry.copies[f->copy];
+
+    *node = s->node;
+    *kind = copy->where == CATALOG_DISK ? "disk" : "memory";
+    if (copy->where == CATALOG_PEER) {
+        s->remote->ops->describe(s->remote, &copy->place, node, kind);
+    }
+}
+
+static int name_place(const struct fetch *f, int code, struct hedge_error *e)
+{
+    const char *node, *kind;
+
+    where_is(f, &node, &kind);
+    (void)error_prefix(e, "store \"%s\", block %u/%llu on %s (%s)",
+                       f->store->name, f->entry.id.writer,
+                       (unsigned long long)f->entry.id.sequence, node, kind);
+    return code;
+}
+
+/* Check what came from a disk or a peer. Without the lock: it takes time. */
+static int fetch_verify(struct fetch *f, struct hedge_error *e)
+{
+    struct block_header h;
+    int rv;
+
+    if (f->entry.copies[f->copy].where == CATALOG_MEMORY || f->verified) {
+        return 0;
+    }
+    rv = block_header_decode(f->block, entry_len(&f->entry),
+                             f->store->sos->block_size, &h, e);
+    rv = rv != 0 ? rv : block_header_expect(&h, &f->entry.id, e);
+    if (rv == 0 &&
+        (h.raw_sum != f->entry.raw_sum || h.stored_sum != f->entry.stored_sum ||
+         h.stored_len != f->entry.stored_len)) {
+        rv = error_set(e, HEDGE_ECORRUPT,
+                       "its header is not the one that was stored");
+    }
+    rv = rv != 0 ? rv : block_check_stored(&h, block_payload(f->block), e);
+    f->verified = rv == 0;
+    return rv;
+}
+
+/* Wait until the block is here and right; other copies are tried in turn. */
+static int fetch_finish(struct fetch *f, struct hedge_error *e)
+{
+    struct sos_store *store = f->store;
+    int rv;
+
+    for (;;) {
+        pthread_mutex_lock(&store->lock);
+        while (f->loading) {
+            pthread_cond_wait(&store->changed, &store->lock);
+        }
+        pthread_mutex_unlock(&store->lock);
+        if (f->failed) {
+            rv = f->req.status;
+            (void)error_set(e, rv, "%s",
+                            f->req.error.text[0] != '\0' ? f->req.error.text
+                                                         : hedge_strerror(rv));
+        } else {
+            rv = fetch_verify(f, e);
+        }
+        if (rv == 0) {
+            return 0;
+        }
+        (void)name_place(f, rv, e);
+        if (f->copy + 1 >= f->entry.n_copies ||
+            f->entry.copies[f->copy + 1].where == CATALOG_MEMORY) {
+            return rv;
+        }
+        pthread_mutex_lock(&store->lock);
+        f->copy++;
+        fetch_start(f);
+        pthread_mutex_unlock(&store->lock);
+    }
+}
+
+/* --- the ring --- */
+
+static struct fetch *slot_of(struct cursor *c, uint64_t ordinal)
+{
+    return &c->slots[ordinal % SLOTS];
+}
+
+/* store->lock held. Is there any use in fetching this one ahead? The middle of
+ * a record of another writer is fetched when its record is delivered. */
+static bool worth_fetching(const struct catalog_entry *e, uint32_t last_writer)
+{
+    return e->n_copies > 0 &&
+           (e->first != BLOCK_FIRST_NONE || e->id.writer == last_writer);
+}
+
+/* store->lock held. Fill the ring as far as memory allows. */
+static void read_ahead(struct cursor *c)
+{
+    struct sos_store *store = c->store;
+    struct catalog_entry e;
+
+    if (c->ahead < c->next) {
+        c->ahead = c->next;
+    }
+    while (c->ahead < store->next_ordinal && c->ahead < c->next + SLOTS) {
+        struct fetch *f = slot_of(c, c->ahead);
+
+        if (!f->used &&
+            catalog_get_ordinal(store->sos->catalog, store->generation,
+                                c->ahead, &e) == 0) {
+            if (worth_fetching(&e, c->last_writer) &&
+                !fetch_open(f, &e, false)) {
+                return;
+            }
+            c->last_writer = e.id.writer;
+        }
+        c->ahead++;
+    }
+}
+
+/* store->lock held. The block for `e`: out of the ring, or fetched now. */
+static struct fetch *fetch_now(const struct catalog_entry *e,
+                               struct fetch *into)
+{
+    if (into->used && block_id_equal(&into->entry.id, &e->id)) {
+        return into;
+    }
+    fetch_close(into);
+    return fetch_open(into, e, true) ? into : NULL;
+}
+
+/* --- discarding --- */
+
+/* store->lock held. */
+static void done_with(struct cursor *c, unsigned n)
+{
+    for (; n > 0 && c->n_given > 0; n--) {
+        struct block_id id = c->given[c->given_at];
+
+        c->given_at = (c->given_at + 1) % WINDOW_MAX;
+        c->n_given--;
+        if (id.generation != 0) {
+            store_discard(c->store, &id, false);
+        }
+    }
+}
+
+/* store->lock held. A segment out of turn discards nothing. */
+static void remember(struct cursor *c, const struct block_id *id)
+{
+    static const struct block_id nothing;
+
+    if (c->options.discard) {
+        if (c->n_given == WINDOW_MAX) {
+            done_with(c, 1);
+        }
+        c->given[(c->given_at + c->n_given) % WINDOW_MAX] =
+            id != NULL ? *id : nothing;
+        c->n_given++;
+    }
+}
+
+void sos_source_manual_discard(struct source *source)
+{
+    cursor_of(source)->manual = true;
+}
+
+void sos_source_done(struct source *source, unsigned n)
+{
+    struct cursor *c = cursor_of(source);
+
+    pthread_mutex_lock(&c->store->lock);
+    done_with(c, n);
+    pthread_mutex_unlock(&c->store->lock);
+}
+
+/* --- delivering --- */
+
+/* store->lock held. */
+static bool is_unfinished(struct cursor *c, const struct catalog_entry *e)
+{
+    return (e->flags & BLOCK_CONTINUES) != 0 && e->first != BLOCK_FIRST_NONE &&
+           c->store->open_sequences[e->id.writer] == e->id.sequence;
+}
+
+/* store->lock held. May the end of an unfinished record still come? */
+static bool worth_waiting(struct cursor *c)
+{
+    return c->options.follow && c->store->writers > 0;
+}
+
+static void fill_segment(struct cursor *c, struct fetch *f, struct segment *seg)
+{
+    const struct catalog_entry *e = &f->entry;
+
+    memset(seg, 0, sizeof *seg);
+    seg->payload = block_payload(f->block);
+    seg->verified = f->verified;
+    seg->arena = c->store->sos->arena;
+    seg->block = f->block;
+    seg->header = (struct block_header){.id = e->id,
+                                        .raw_sum = e->raw_sum,
+                                        .stored_sum = e->stored_sum,
+                                        .records = e->records,
+                                        .first = e->first,
+                                        .raw_len = e->raw_len,
+                                        .stored_len = e->stored_len,
+                                        .flags = e->flags,
+                                        .codec = e->codec};
+    seg->continues = c->continuing;
+    c->current = f;
+}
+
+static int lost_entry(struct cursor *c, struct hedge_error *e)
+{
+    if (c->store->dead) {
+        return error_set(e, HEDGE_ENOTFOUND,
+                         "store \"%s\" was removed while it was read",
+                         c->store->name);
+    }
+    return error_set(e, HEDGE_ENOTFOUND,
+                     "store \"%s\": block number %llu has been discarded by "
+                     "another reader",
+                     c->store->name, (unsigned long long)c->next);
+}
+
+/* store->lock held. */
+static int at_end(struct cursor *c, struct segment *seg)
+{
+    struct sos_store *store = c->store;
+
+    memset(seg, 0, sizeof *seg);
+    seg->state = store->writers > 0 || store->n_writers == 0 ? STORE_OPEN
+                 : store->aborted                            ? STORE_ABORTED
+                                                             : STORE_CLOSED;
+    seg->manifest = store->closed;
+    seg->complete = c->next == store->next_ordinal;
+    return HEDGE_EEND;
+}
+
+/* What next() has found out with the lock held. */
+struct step {
+    struct fetch *fetch;
+    bool in_turn; /* The block at its own number, else a continuation. */
+    bool last_incomplete;
+};
+
+/* store->lock held. Is there a block for the next number, now or ever? 0, or
+ * HEDGE_EEND, HEDGE_EAGAIN (wait), or an error. */
+static int next_entry(struct cursor *c, struct catalog_entry *e,
+                      struct hedge_error *err)
+{
+    struct sos_store *store = c->store;
+
+    if (store->dead) {
+        return lost_entry(c, err);
+    }
+    if (c->next >= store->next_ordinal || c->next >= c->frozen_end) {
+        bool wait =
+            c->options.follow && (store->writers > 0 || store->n_writers == 0);
+
+        return wait ? HEDGE_EAGAIN : HEDGE_EEND;
+    }
+    if (catalog_get_ordinal(store->sos->catalog, store->generation, c->next,
+                            e) != 0) {
+        return lost_entry(c, err);
+    }
+    return 0;
+}
+
+/* store->lock held. The block that continues the record begun. */
+static int step_continuation(struct cursor *c, struct step *step,
+                             struct hedge_error *err)
+{
+    struct sos_store *store = c->store;
+    struct catalog_entry e;
+
+    if (store->dead || catalog_get(store->sos->catalog, &c->due, &e) != 0) {
+        return lost_entry(c, err);
+    }
+    step->in_turn = e.ordinal == c->next;
+    if (step->in_turn && is_unfinished(c, &e)) {
+        if (worth_waiting(c)) {
+            return HEDGE_EAGAIN;
+        }
+        step->last_incomplete = true;
+        c->frozen_end = store->next_ordinal;
+    }
+    step->fetch = slot_of(c, e.ordinal);
+    if (!step->in_turn && (e.ordinal >= c->ahead || !step->fetch->used)) {
+        step->fetch = &c->extra;
+    }
+    step->fetch = fetch_now(&e, step->fetch);
+    return step->fetch == NULL ? HEDGE_EAGAIN : 0;
+}
+
+/* store->lock held. The block at the next number. */
+static int step_in_turn(struct cursor *c, struct step *step,
+                        struct hedge_error *err)
+{
+    struct catalog_entry e;
+    int rv = next_entry(c, &e, err);
+
+    while (rv == 0 && e.first == BLOCK_FIRST_NONE) {
+        /* The middle of a record: it came with that record's start. */
+        fetch_close(slot_of(c, c->next));
+        remember(c, &e.id);
+        if (!c->manual) {
+            done_with(c, c->n_given);
+        }
+        c->next++;
+        rv = next_entry(c, &e, err);
+    }
+    if (rv != 0) {
+        return rv;
+    }
+    step->in_turn = true;
+    if (is_unfinished(c, &e)) {
+        if (worth_waiting(c)) {
+            return HEDGE_EAGAIN;
+        }
+        step->last_incomplete = true;
+        c->frozen_end = c->store->next_ordinal;
+    }
+    step->fetch = fetch_now(&e, slot_of(c, c->next));
+    return step->fetch == NULL ? HEDGE_EAGAIN : 0;
+}
+
+/* store->lock held. */
+static void give_back_current(struct cursor *c)
+{
+    if (c->current != NULL) {
+        /* A block out of turn that is in the ring comes again. */
+        bool again =
+            c->current != &c->extra && c->current->entry.ordinal >= c->next;
+
+        if (!again) {
+            fetch_close(c->current);
+        }
+        c->current = NULL;
+    }
+    if (!c->manual) {
+        done_with(c, c->n_given);
+    }
+}
+
+/* Deliver what `step` found: the block is here and has been checked. */
+static void advance(struct cursor *c, const struct step *step,
+                    struct segment *seg)
+{
+    const struct catalog_entry *e = &step->fetch->entry;
+    bool middle = e->first == BLOCK_FIRST_NONE;
+    bool goes_on = (e->flags & BLOCK_CONTINUES) != 0;
+
+    fill_segment(c, step->fetch, seg);
+    seg->last_incomplete = step->last_incomplete;
+    if (step->in_turn) {
+        seg->start = middle ? e->raw_len : e->first;
+        seg->stop = e->raw_len;
+        c->next++;
+        remember(c, &e->id);
+    } else {
+        goes_on = goes_on && middle;
+        remember(c, NULL);
+    }
+    c->continuing = goes_on && !step->last_incomplete;
+    c->due = e->id;
+    c->due.sequence++;
+}
+
+/* store->lock held, released while waiting; false after the deadline. Memory
+ * that becomes free tells nobody here, hence the short steps. */
+static bool wait_changed(struct sos_store *store, uint64_t deadline_ns)
+{
+    uint64_t now = clock_mono_ns();
+    uint64_t until = now + (uint64_t)WAIT_STEP_MS * 1000000u;
+    struct timespec ts;
+
+    if (now >= deadline_ns) {
+        return false;
+    }
+    until = until < deadline_ns ? until : deadline_ns;
+    ts.tv_sec = (time_t)(until / 1000000000u);
+    ts.tv_nsec = (long)(until % 1000000000u);
+    (void)pthread_cond_timedwait(&store->changed, &store->lock, &ts);
+    return true;
+}
+
+static int cursor_next(struct source *base, uint64_t timeout_ms,
+                       struct segment *seg, struct hedge_error *e)
+{
+    struct cursor *c = cursor_of(base);
+    struct sos_store *store = c->store;
+    uint64_t far = (uint64_t)365 * 86400000;
+    uint64_t deadline =
+        clock_mono_ns() + (timeout_ms < far ? timeout_ms : far) * 1000000u;
+    struct step step;
+    int rv;
+
+    pthread_mutex_lock(&store->lock);
+    give_back_current(c);
+    for (;;) {
+        memset(&step, 0, sizeof step);
+        rv = c->continuing ? step_continuation(c, &step, e)
+                           : step_in_turn(c, &step, e);
+        if (rv != HEDGE_EAGAIN) {
+            break;
+        }
+        if (!wait_changed(store, deadline)) {
+            rv = HEDGE_ETIMEDOUT;
+            break;
+        }
+    }
+    if (rv == HEDGE_EEND) {
+        rv = at_end(c, seg);
+    }
+    if (rv == 0) {
+        read_ahead(c);
+    }
+    pthread_mutex_unlock(&store->lock);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = fetch_finish(step.fetch, e);
+    if (rv == 0) {
+        pthread_mutex_lock(&store->lock);
+        advance(c, &step, seg);
+        pthread_mutex_unlock(&store->lock);
+    }
+    return rv;
+}
+
+static void cursor_free(struct source *base)
+{
+    struct cursor *c = cursor_of(base);
+    struct sos_store *store = c->store;
+
+    pthread_mutex_lock(&store->lock);
+    give_back_current(c);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        fetch_close(&c->slots[i]);
+    }
+    fetch_close(&c->extra);
+    store->readers--;
+    store_idle_check(store);
+    pthread_mutex_unlock(&store->lock);
+    arena_unclaim(store->sos->arena, ARENA_READ, OWN_BLOCKS);
+    mem_free(c);
+    sos_store_unref(store);
+}
+
+static const struct source_ops cursor_ops = {.next = cursor_next,
+                                             .free = cursor_free};
+
+int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
+                    struct source **out, struct hedge_error *e)
+{
+    struct sos *s = store->sos;
+    struct cursor *c = mem_calloc(1, sizeof *c);
+
+    *out = NULL;
+    if (c == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
+    }
+    if (!arena_claim(s->arena, ARENA_READ, OWN_BLOCKS)) {
+        struct arena_use u;
+
+        mem_free(c);
+        arena_use(s->arena, &u);
+        return error_set(e, HEDGE_EBUSY,
+                         "no %d blocks can be had for a reader on %s: memory "
+                         "%llu bytes, stored %llu, being read %llu",
+                         OWN_BLOCKS, s->node, (unsigned long long)u.limit,
+                         (unsigned long long)u.by_class[ARENA_STORED],
+                         (unsigned long long)u.by_class[ARENA_READ]);
+    }
+    c->base.ops = &cursor_ops;
+    c->base.block_size = s->block_size;
+    c->store = store;
+    c->options = *o;
+    c->frozen_end = UINT64_MAX;
+    for (unsigned i = 0; i < SLOTS; i++) {
+        c->slots[i].store = store;
+        list_init(&c->slots[i].link);
+    }
+    c->extra.store = store;
+    list_init(&c->extra.link);
+    store_ref(store);
+    pthread_mutex_lock(&store->lock);
+    store->readers++;
+    pthread_mutex_unlock(&store->lock);
+    *out = &c->base;
+    return 0;
+}

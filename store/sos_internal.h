@@ -1,0 +1,129 @@
+/* sos_internal.h - what the files of the spill-over store share.
+ *
+ * Locks, in the order in which they may be taken:
+ *   sos.lock -> sos_store.lock -> passages.lock -> arena, catalog (leaves)
+ * Callbacks of tiers take sos_store.lock and never sos.lock. */
+#ifndef STORE_SOS_INTERNAL_H
+#define STORE_SOS_INTERNAL_H
+
+#include "store/sos.h"
+
+#include <pthread.h>
+
+#define PASSAGES_MAX 256
+#define EXPIRED_KEPT_MS 600000
+
+struct use {
+    const char *node, *tier;
+    uint64_t blocks, bytes, stored_bytes;
+};
+
+struct sos_store {
+    struct list link; /* sos.stores */
+    struct sos *sos;
+    char name[UINT8_MAX + 1];
+    uint64_t generation;
+    struct sos_store_options options;
+    struct tier_store told; /* What other nodes are told of it. */
+    unsigned refs;          /* Under sos.lock. */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* Blocks, states, writers, fetches. */
+    atomic_bool dead;       /* Removed or expired; no new blocks. */
+    uint64_t next_ordinal;
+    unsigned writers, readers; /* Open now. */
+    uint32_t n_writers;        /* Ever. */
+    bool aborted;
+    uint64_t *open_sequences; /* By writer: where its unfinished record is. */
+    uint32_t open_cap;
+    struct manifest closed;
+    uint64_t n_discarded;
+    uint64_t mem_used, disk_used; /* On this node, padded. */
+    unsigned inflight;            /* Passages. */
+    struct list fetches;          /* Reads from disk and peers under way. */
+    uint64_t idle_since_ms;       /* Boot time; when the last one closed. */
+    struct use *uses;
+    unsigned n_uses;
+};
+
+struct tombstone {
+    struct list link;
+    uint64_t at_ms;
+    char name[];
+};
+
+struct part; /* Blocks of another node's store, see lend.c. */
+
+struct sos {
+    char *node;
+    size_t block_size;
+    struct arena *arena;
+    struct catalog *catalog;
+    struct tier *disk;
+    struct tier *remote;
+    void (*on_expired)(void *ctx, const char *name, uint64_t generation);
+    void *on_expired_ctx;
+
+    pthread_mutex_t lock;
+    struct list stores;     /* Named. */
+    struct list doomed;     /* Removed, to be freed by the janitor. */
+    struct list tombstones; /* Names that have expired. */
+    unsigned n_stores;
+    pthread_cond_t wake;
+    bool closing;
+    pthread_t janitor;
+    bool janitor_runs;
+
+    struct passages *passages; /* place.c */
+
+    pthread_mutex_t lend_lock; /* lend.c */
+    struct list parts;
+    uint64_t lend_mem, lend_disk, mem_lent, disk_lent;
+};
+
+/* sos.c. With store->lock held. */
+struct use *use_of(struct sos_store *store, const char *node, const char *tier);
+void use_add(struct sos_store *store, const struct catalog_entry *e,
+             const struct catalog_copy *copy, int sign);
+/* Without locks: give one copy of a block back. */
+void copy_drop(struct sos *s, const struct catalog_entry *e,
+               const struct catalog_copy *copy);
+size_t entry_len(const struct catalog_entry *e); /* Header and payload. */
+void store_ref(struct sos_store *store);
+/* With store->lock held: the last reader or writer may have gone. */
+void store_idle_check(struct sos_store *store);
+/* With store->lock held: give the copies of a block back and forget it, or, for
+ * a block whose number must stay, only the copies. */
+void store_discard(struct sos_store *store, const struct block_id *id,
+                   bool keep_number);
+
+/* A read under way, so that nobody discards what is being read. */
+struct fetch {
+    struct list link; /* sos_store.fetches */
+    struct catalog_entry entry;
+    struct tier_req req;
+    struct sos_store *store;
+    void *block; /* Arena: READ class, or a reference to a stored block. */
+    unsigned copy;
+    bool loading, failed, used, verified;
+    bool discard_after; /* Asked for while loading: done by the callback. */
+};
+
+/* place.c */
+struct sos_sink;
+int passages_new(struct sos *s, struct passages **out);
+void passages_free(struct passages *p);
+unsigned passages_inflight(struct sos *s);
+/* Is the block on its way? Then its passage owns its memory. A homeless one is
+ * forgotten, because the caller is about to give the block back. */
+bool passages_owns(struct sos *s, const struct block_id *id);
+/* Try again what found no place; drop what belongs to `dead` stores. */
+void passages_retry(struct sos *s);
+void passages_purge(struct sos *s, struct sos_store *store);
+
+/* lend.c */
+void lend_init(struct sos *s);
+void lend_release(struct sos *s);
+void lend_expire(struct sos *s, uint64_t now_ms);
+
+#endif
