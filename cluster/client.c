@@ -260,15 +260,23 @@ static int probe(struct client *c, const char *address, uint64_t timeout_ms,
     return 0;
 }
 
-/* Nobody was there. `last` is the most telling of the failures. */
+/* Nobody was there; `last` is the most telling of the failures. gRPC's text of
+ * a failed connection ends with the reason and starts with its own affairs. */
 static int nobody(const struct client *c, const struct hedge_error *last,
                   struct hedge_error *e)
 {
-    int code =
-        last->code == HEDGE_ETIMEDOUT ? HEDGE_ETIMEDOUT : HEDGE_EUNAVAILABLE;
+    const char *text = last->text, *next;
 
-    return error_set(e, code, "no node answers at %s: %s", c->nodes,
-                     last->text);
+    if (last->code == HEDGE_ETIMEDOUT) {
+        return error_set(e, HEDGE_ETIMEDOUT, "no answer in time from %s",
+                         c->nodes);
+    }
+    while (last->code == HEDGE_EUNAVAILABLE &&
+           (next = strstr(text, ": ")) != NULL) {
+        text = next + 2;
+    }
+    return error_set(e, HEDGE_EUNAVAILABLE, "no node answers at %s: %s",
+                     c->nodes, text);
 }
 
 static int probe_all(struct client *c, bool only_silent, struct hedge_error *e)

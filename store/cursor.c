@@ -335,6 +335,8 @@ static void fill_segment(struct cursor *c, struct fetch *f, struct segment *seg)
     memset(seg, 0, sizeof *seg);
     seg->payload = block_payload(f->block);
     seg->verified = f->verified;
+    seg->arena = c->store->sos->arena;
+    seg->block = f->block;
     seg->header = (struct block_header){.id = e->id,
                                         .raw_sum = e->raw_sum,
                                         .stored_sum = e->stored_sum,

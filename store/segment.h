@@ -39,6 +39,8 @@ struct sink {
     atomic_int failed;
 };
 
+struct arena;
+
 /* --- source --------------------------------------------------------------- */
 
 enum store_state { STORE_OPEN, STORE_CLOSED, STORE_ABORTED };
@@ -51,6 +53,10 @@ struct segment {
     bool continues;       /* The bytes before `first` end the record begun. */
     bool last_incomplete; /* The last record has no end: leave it out. */
     bool verified;        /* stored_sum has just been checked. */
+    /* Where the block (header first) lies in an arena, so that it can be kept
+     * by a reference of one's own; NULL: it cannot. */
+    struct arena *arena;
+    void *block;
     /* At the end of the data (next() returned HEDGE_EEND): */
     enum store_state state;
     struct manifest manifest;

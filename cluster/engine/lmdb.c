@@ -221,6 +221,39 @@ static int put_format(struct lmdb_engine *g, MDB_txn *txn)
     return rc == MDB_KEYEXIST ? 0 : rc;
 }
 
+static int lmdb_look(void *ctx, struct engine_lease *out, struct hedge_error *e)
+{
+    struct lmdb_engine *g = ctx;
+    struct row row;
+    int rv;
+
+    pthread_mutex_lock(&g->read_lock);
+    rv = lmdb_read_begin(g->env, &g->reader, e);
+    if (rv == 0) {
+        rv = row_load(g, g->reader, &row, e);
+        lmdb_read_end(g->reader);
+    }
+    pthread_mutex_unlock(&g->read_lock);
+    if (rv == 0) {
+        row_describe(g, &row, clock_now_ms(&g->clock), out);
+    }
+    return rv;
+}
+
+static int check_free(const struct engine_lease *l,
+                      const struct engine_holder *who, struct hedge_error *e)
+{
+    bool mine =
+        strcmp(l->holder, who->id) == 0 && l->incarnation == who->incarnation;
+
+    if (l->held && !mine) {
+        return error_set(e, HEDGE_EBUSY,
+                         "%s holds the lease for another %llu ms", l->holder,
+                         (unsigned long long)l->remaining_ms);
+    }
+    return 0;
+}
+
 static int lmdb_acquire(void *ctx, const struct engine_holder *who,
                         uint64_t lease_ms, uint64_t *token,
                         struct engine_lease *before, struct hedge_error *e)
@@ -228,20 +261,23 @@ static int lmdb_acquire(void *ctx, const struct engine_holder *who,
     struct lmdb_engine *g = ctx;
     struct update u;
     struct row *row = &u.row;
-    bool mine;
-    int rc, rv = update_begin(g, &u, e);
+    int rc, rv = lmdb_look(ctx, before, e);
 
+    /* Those who cannot have it do not get in the way of its renewal. */
+    if (rv == 0) {
+        rv = check_free(before, who, e);
+    }
+    if (rv == 0) {
+        rv = update_begin(g, &u, e);
+    }
     if (rv != 0) {
         return rv;
     }
     row_describe(g, row, u.now_ms, before);
-    mine = strcmp(row->holder, who->id) == 0 &&
-           row->incarnation == who->incarnation;
-    if (before->held && !mine) {
+    rv = check_free(before, who, e);
+    if (rv != 0) {
         lmdb_write_abort(g->env, u.txn);
-        return error_set(
-            e, HEDGE_EBUSY, "%s holds the lease for another %llu ms",
-            before->holder, (unsigned long long)before->remaining_ms);
+        return rv;
     }
     rc = put_format(g, u.txn);
     if (rc != 0) {
@@ -313,25 +349,6 @@ static int lmdb_release(void *ctx, uint64_t token, struct hedge_error *e)
     }
     u.row.expires_ms = u.now_ms;
     return update_commit(g, &u, e);
-}
-
-static int lmdb_look(void *ctx, struct engine_lease *out, struct hedge_error *e)
-{
-    struct lmdb_engine *g = ctx;
-    struct row row;
-    int rv;
-
-    pthread_mutex_lock(&g->read_lock);
-    rv = lmdb_read_begin(g->env, &g->reader, e);
-    if (rv == 0) {
-        rv = row_load(g, g->reader, &row, e);
-        lmdb_read_end(g->reader);
-    }
-    pthread_mutex_unlock(&g->read_lock);
-    if (rv == 0) {
-        row_describe(g, &row, clock_now_ms(&g->clock), out);
-    }
-    return rv;
 }
 
 /* --- housekeeping -----------------------------------------------------------

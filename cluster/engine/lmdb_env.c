@@ -22,7 +22,10 @@
 #define FILE_MODE 0600
 #define NAMESPACE_WAIT_MS 2000u
 #define NAMESPACE_TEXT 128
-#define POLL_MS_MAX 10u
+#define POLL_MS_MAX 2u
+/* Of writer.lock. */
+#define TURN_BYTE 0    /* Locked by the writer. */
+#define WAITING_BYTE 1 /* Shared by those who wait for it. */
 
 /* Life: OPENING (private to the opener) -> in `table`, refs > 0 -> removed
  * from it and closed. Lock order: table_lock, then env->lock; neither is held
@@ -36,11 +39,12 @@ struct lmdb_env {
     char path[PATH_MAX];
     MDB_env *mdb;
     MDB_dbi main;
-    int writer_fd;    /* A POSIX lock on it is a writer, with its pid. */
+    int writer_fd;    /* POSIX locks on its bytes, which know their pid. */
     int namespace_fd; /* An open-file lock on it is a user. */
     pthread_mutex_t lock;
     pthread_cond_t idle;
     bool writing;
+    uint64_t turn_ended_ms; /* Of `writing`'s owner. */
 };
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -168,11 +172,21 @@ static int check_fs(const char *path, struct hedge_error *e)
 /* --- namespaces -------------------------------------------------------------
  */
 
-static int file_lock(int fd, int cmd, short type)
+static int file_lock(int fd, int cmd, short type, off_t byte)
 {
-    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_len = 1};
+    struct flock fl = {
+        .l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 
     return fcntl(fd, cmd, &fl) == 0 ? 0 : errno;
+}
+
+/* The process whose lock stands in the way of a write lock, 0 if none. */
+static pid_t file_locker(int fd, off_t byte)
+{
+    struct flock fl = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+
+    return fcntl(fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK ? fl.l_pid : 0;
 }
 
 /* LMDB finds dead readers by pid, robust mutexes know their owner by thread
@@ -196,19 +210,19 @@ static int namespace_try(int fd, const char *own, char found[NAMESPACE_TEXT])
     int rc;
 
     memset(found, 0, NAMESPACE_TEXT);
-    rc = file_lock(fd, F_OFD_SETLK, F_WRLCK);
+    rc = file_lock(fd, F_OFD_SETLK, F_WRLCK, 0);
     if (rc == 0) { /* Nobody else is here: it is ours to say. */
         size_t len = strlen(own);
         if (ftruncate(fd, 0) != 0 || pwrite(fd, own, len, 0) != (ssize_t)len) {
             return errno != 0 ? errno : EIO;
         }
         memcpy(found, own, len + 1);
-        return file_lock(fd, F_OFD_SETLK, F_RDLCK);
+        return file_lock(fd, F_OFD_SETLK, F_RDLCK, 0);
     }
     if (rc != EAGAIN && rc != EACCES) {
         return rc;
     }
-    rc = file_lock(fd, F_OFD_SETLK, F_RDLCK);
+    rc = file_lock(fd, F_OFD_SETLK, F_RDLCK, 0);
     if (rc != 0) {
         return rc == EACCES ? EAGAIN : rc;
     }
@@ -216,7 +230,7 @@ static int namespace_try(int fd, const char *own, char found[NAMESPACE_TEXT])
     if (n > 0) {
         return 0;
     }
-    (void)file_lock(fd, F_OFD_SETLK, F_UNLCK);
+    (void)file_lock(fd, F_OFD_SETLK, F_UNLCK, 0);
     return n < 0 ? errno : EAGAIN;
 }
 
@@ -496,21 +510,30 @@ const char *lmdb_env_path(const struct lmdb_env *env)
 /* --- transactions -----------------------------------------------------------
  */
 
-static int stuck(struct lmdb_env *env, uint64_t waited_ms,
+static uint64_t last_txn(struct lmdb_env *env)
+{
+    MDB_envinfo info;
+
+    (void)mdb_env_info(env->mdb, &info);
+    return info.me_last_txnid;
+}
+
+static int stuck(struct lmdb_env *env, uint64_t waited_ms, uint64_t txn_before,
                  struct hedge_error *e)
 {
-    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
-    long pid = 0;
+    long pid = (long)file_locker(env->writer_fd, TURN_BYTE);
+    bool moves = last_txn(env) != txn_before;
 
-    if (fcntl(env->writer_fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK) {
-        pid = (long)fl.l_pid;
+    if (pid == 0) {
+        pid = (long)getpid();
     }
     return error_set(e, HEDGE_ETIMEDOUT,
-                     "%s: process %ld has been writing for %llu ms; if it is "
-                     "stopped, let it go on (kill -CONT %ld) or kill it",
-                     env->path, pid != 0 ? pid : (long)getpid(),
-                     (unsigned long long)waited_ms,
-                     pid != 0 ? pid : (long)getpid());
+                     "%s: no turn to write within %llu ms, process %ld is at "
+                     "it%s",
+                     env->path, (unsigned long long)waited_ms, pid,
+                     moves ? ""
+                           : " and does not get on; if it is stopped, let it "
+                             "go on (kill -CONT) or kill it");
 }
 
 /* The turn of this process's threads. */
@@ -535,7 +558,8 @@ static bool wait_idle(struct lmdb_env *env, uint64_t until_ms)
 
 static void give_up_turn(struct lmdb_env *env)
 {
-    (void)file_lock(env->writer_fd, F_SETLK, F_UNLCK);
+    (void)file_lock(env->writer_fd, F_SETLK, F_UNLCK, TURN_BYTE);
+    env->turn_ended_ms = clock_mono_ms();
     pthread_mutex_lock(&env->lock);
     assert(env->writing);
     env->writing = false;
@@ -543,40 +567,48 @@ static void give_up_turn(struct lmdb_env *env)
     pthread_mutex_unlock(&env->lock);
 }
 
-/* The turn among the processes. */
+/* The turn among the processes. Those who wait show it by a shared lock, and
+ * who has just had a turn lets them go first: they poll, and would hardly ever
+ * find it free beside one that writes again and again. */
 static int wait_file_lock(struct lmdb_env *env, uint64_t until_ms)
 {
     uint64_t pause_ms = 1;
-    int rc;
+    int fd = env->writer_fd, rc;
 
-    for (;;) {
-        rc = file_lock(env->writer_fd, F_SETLK, F_WRLCK);
-        if (rc != EAGAIN && rc != EACCES) {
-            return rc;
-        }
-        if (clock_mono_ms() >= until_ms) {
-            return ETIMEDOUT;
-        }
+    if (clock_mono_ms() <= env->turn_ended_ms + POLL_MS_MAX &&
+        file_locker(fd, WAITING_BYTE) != 0) {
+        clock_sleep_ms(POLL_MS_MAX + 1);
+    }
+    rc = file_lock(fd, F_SETLK, F_WRLCK, TURN_BYTE);
+    if (rc != EAGAIN && rc != EACCES) {
+        return rc;
+    }
+    (void)file_lock(fd, F_SETLK, F_RDLCK, WAITING_BYTE);
+    while ((rc == EAGAIN || rc == EACCES) && clock_mono_ms() < until_ms) {
         clock_sleep_ms(pause_ms);
         pause_ms = pause_ms * 2 < POLL_MS_MAX ? pause_ms * 2 : POLL_MS_MAX;
+        rc = file_lock(fd, F_SETLK, F_WRLCK, TURN_BYTE);
     }
+    (void)file_lock(fd, F_SETLK, F_UNLCK, WAITING_BYTE);
+    return rc == EAGAIN || rc == EACCES ? ETIMEDOUT : rc;
 }
 
 int lmdb_write_begin(struct lmdb_env *env, uint64_t timeout_ms, MDB_txn **out,
                      struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + timeout_ms;
+    uint64_t txn_before = last_txn(env);
     int rc;
 
     assert(env->pid == getpid());
     *out = NULL;
     if (!wait_idle(env, until_ms)) {
-        return stuck(env, timeout_ms, e);
+        return stuck(env, timeout_ms, txn_before, e);
     }
     rc = wait_file_lock(env, until_ms);
     if (rc != 0) {
         int rv = rc == ETIMEDOUT
-                     ? stuck(env, timeout_ms, e)
+                     ? stuck(env, timeout_ms, txn_before, e)
                      : error_set_errno(e, rc, "%s/writer.lock", env->path);
         give_up_turn(env);
         return rv;

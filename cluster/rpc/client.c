@@ -1,5 +1,6 @@
 #include "cluster/rpc/rpc_internal.h"
 
+#include "store/base/list.h"
 #include "store/base/mem.h"
 
 #include <assert.h>
@@ -83,12 +84,12 @@ void rpc_channel_free(struct rpc_channel *c)
 }
 
 static grpc_call *call_new(struct rpc_channel *c, const char *path,
-                           grpc_completion_queue *cq, gpr_timespec deadline)
+                           uint64_t until_ns)
 {
     grpc_slice method = grpc_slice_from_copied_string(path);
-    grpc_call *call =
-        grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, cq,
-                                 method, NULL, deadline, NULL);
+    grpc_call *call = grpc_channel_create_call(
+        c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, rpc_queue(), method, NULL,
+        rpc_deadline(until_ns), NULL);
 
     grpc_slice_unref(method);
     return call;
@@ -98,6 +99,10 @@ static grpc_call *call_new(struct rpc_channel *c, const char *path,
  */
 
 struct unary {
+    struct rpc_tag tag;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool done;
     grpc_byte_buffer *request;
     struct rpc_message *reply;
     grpc_metadata_array headers, trailing;
@@ -105,9 +110,52 @@ struct unary {
     grpc_slice details;
 };
 
-static size_t unary_ops(struct unary *u, grpc_op ops[6])
+static void on_unary(struct rpc_tag *t, bool ok)
 {
-    memset(ops, 0, 6 * sizeof ops[0]);
+    struct unary *u = container_of(t, struct unary, tag);
+
+    (void)ok; /* The status tells. */
+    pthread_mutex_lock(&u->lock);
+    u->done = true;
+    pthread_cond_signal(&u->changed);
+    pthread_mutex_unlock(&u->lock);
+}
+
+static int unary_init(struct unary *u, const void *request, size_t len)
+{
+    struct rpc_out out = {.head = request, .head_len = len};
+
+    memset(u, 0, sizeof *u);
+    u->reply = rpc_message_new();
+    if (u->reply == NULL) {
+        return HEDGE_ENOMEM;
+    }
+    u->tag = RPC_TAG_INIT(on_unary);
+    u->request = rpc_buffer_from_out(&out);
+    u->details = grpc_empty_slice();
+    pthread_mutex_init(&u->lock, NULL);
+    rpc_cond_init(&u->changed);
+    grpc_metadata_array_init(&u->headers);
+    grpc_metadata_array_init(&u->trailing);
+    return 0;
+}
+
+static void unary_release(struct unary *u)
+{
+    rpc_message_free(u->reply);
+    grpc_byte_buffer_destroy(u->request);
+    grpc_slice_unref(u->details);
+    grpc_metadata_array_destroy(&u->headers);
+    grpc_metadata_array_destroy(&u->trailing);
+    pthread_cond_destroy(&u->changed);
+    pthread_mutex_destroy(&u->lock);
+}
+
+static int unary_start(struct unary *u, grpc_call *call)
+{
+    grpc_op ops[6];
+
+    memset(ops, 0, sizeof ops);
     ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
     ops[1].op = GRPC_OP_SEND_MESSAGE;
     ops[1].data.send_message.send_message = u->request;
@@ -120,30 +168,27 @@ static size_t unary_ops(struct unary *u, grpc_op ops[6])
     ops[5].data.recv_status_on_client.trailing_metadata = &u->trailing;
     ops[5].data.recv_status_on_client.status = &u->status;
     ops[5].data.recv_status_on_client.status_details = &u->details;
-    return 6;
+    return rpc_start_here(call, ops, 6, &u->tag);
 }
 
-static int unary_run(struct rpc_channel *c, const char *path, struct unary *u,
-                     gpr_timespec deadline, struct hedge_error *e)
+static int unary_run(struct unary *u, struct rpc_channel *c, const char *path,
+                     uint64_t until_ns, struct hedge_error *e)
 {
-    grpc_completion_queue *cq = rpc_queue_get();
-    grpc_op ops[6];
-    grpc_call *call;
-    int rv;
+    grpc_call *call = call_new(c, path, until_ns);
+    int rv = unary_start(u, call);
 
-    if (cq == NULL) {
-        return error_set(e, HEDGE_ENOMEM, "no memory for a call");
-    }
-    call = call_new(c, path, cq, deadline);
-    rv = rpc_start(call, ops, unary_ops(u, ops), u);
     if (rv != 0) {
         (void)error_set(e, rv, "the call %s could not be started", path);
     } else {
-        (void)rpc_wait(cq, u, gpr_inf_future(GPR_CLOCK_MONOTONIC));
+        /* The call's own deadline ends the wait. */
+        pthread_mutex_lock(&u->lock);
+        while (!u->done) {
+            pthread_cond_wait(&u->changed, &u->lock);
+        }
+        pthread_mutex_unlock(&u->lock);
         rv = rpc_status_read(u->status, &u->details, &u->trailing, e);
     }
     grpc_call_unref(call);
-    rpc_queue_put(cq);
     return rv;
 }
 
@@ -151,7 +196,6 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
              size_t len, uint64_t timeout_ms, struct rpc_msg *reply,
              struct hedge_error *e)
 {
-    struct rpc_out out = {.head = request, .head_len = len};
     struct unary u;
     int rv;
 
@@ -161,16 +205,13 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
                          "a request of %zu bytes is over the limit of %zu", len,
                          RPC_MESSAGE_MAX);
     }
-    memset(&u, 0, sizeof u);
-    u.reply = rpc_message_new();
-    if (u.reply == NULL) {
+    if (timeout_ms == 0) { /* Core would still try. */
+        return error_set(e, HEDGE_ETIMEDOUT, "no time left for %s", path);
+    }
+    if (unary_init(&u, request, len) != 0) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a call");
     }
-    u.request = rpc_buffer_from_out(&out);
-    u.details = grpc_empty_slice();
-    grpc_metadata_array_init(&u.headers);
-    grpc_metadata_array_init(&u.trailing);
-    rv = unary_run(c, path, &u, rpc_deadline(timeout_ms), e);
+    rv = unary_run(&u, c, path, rpc_until(timeout_ms), e);
     if (rv == 0 && *rpc_message_slot(u.reply) == NULL) {
         rv = error_set(e, HEDGE_EPROTO, "%s was answered without a message",
                        path);
@@ -180,33 +221,12 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
         reply->impl = u.reply;
         u.reply = NULL;
     }
-    rpc_message_free(u.reply);
-    grpc_byte_buffer_destroy(u.request);
-    grpc_slice_unref(u.details);
-    grpc_metadata_array_destroy(&u.headers);
-    grpc_metadata_array_destroy(&u.trailing);
+    unary_release(&u);
     return rv;
 }
 
 /* --- streams ----------------------------------------------------------------
  */
-
-static int stream_start(struct rpc_stream *s)
-{
-    grpc_op ops[2];
-    int rv = rpc_stream_watch_end(s);
-
-    if (rv != 0) {
-        return rv;
-    }
-    memset(ops, 0, sizeof ops);
-    ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
-    ops[1].op = GRPC_OP_RECV_INITIAL_METADATA;
-    ops[1].data.recv_initial_metadata.recv_initial_metadata = &s->headers;
-    rv = rpc_start(s->call, ops, 2, &s->tag_open);
-    s->opened = rv == 0;
-    return rv;
-}
 
 int rpc_stream_open(struct rpc_channel *c, const char *path,
                     uint64_t timeout_ms, struct rpc_stream **out)
@@ -219,14 +239,10 @@ int rpc_stream_open(struct rpc_channel *c, const char *path,
     if (s == NULL) {
         return HEDGE_ENOMEM;
     }
-    rv = rpc_stream_init(s, false);
-    if (rv != 0) {
-        mem_free(s);
-        return rv;
-    }
-    s->deadline = rpc_deadline(timeout_ms);
-    s->call = call_new(c, path, s->cq, s->deadline);
-    rv = stream_start(s);
+    rpc_stream_init(s, false);
+    s->until_ns = rpc_until(timeout_ms);
+    s->call = call_new(c, path, s->until_ns);
+    rv = rpc_stream_begin(s);
     if (rv != 0) {
         rpc_stream_free(s);
         return rv;
@@ -241,10 +257,8 @@ void rpc_stream_free(struct rpc_stream *s)
         return;
     }
     assert(s->magic == RPC_STREAM_MAGIC && !s->is_server);
-    if (!s->end_known) {
-        (void)grpc_call_cancel_with_status(s->call, GRPC_STATUS_CANCELLED,
-                                           "the stream was given up", NULL);
-    }
+    (void)grpc_call_cancel_with_status(s->call, GRPC_STATUS_CANCELLED,
+                                       "the stream was given up", NULL);
     rpc_stream_drain(s);
     rpc_stream_release(s);
     mem_free(s);

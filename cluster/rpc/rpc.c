@@ -1,5 +1,6 @@
 #include "cluster/rpc/rpc_internal.h"
 
+#include "store/base/clock.h"
 #include "store/base/log.h"
 
 #include <assert.h>
@@ -7,14 +8,39 @@
 #include <malloc.h>
 #include <string.h>
 
-/* Queues kept for the next call or stream: making one costs a few system
- * calls, more than a unary call on a Unix socket. */
-#define QUEUES_KEPT 32
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned users;
-static grpc_completion_queue *kept[QUEUES_KEPT];
-static unsigned n_kept;
+static grpc_completion_queue *queue;
+static pthread_t io_thread;
+
+/* --- the I/O thread ---------------------------------------------------------
+ */
+
+static void run_tag(void *tag, bool ok)
+{
+    struct rpc_tag *t = tag;
+
+    assert(t->magic == RPC_TAG_MAGIC);
+    RPC_TAG_GOT(t);
+    t->fn(t, ok);
+}
+
+static void *io_main(void *arg)
+{
+    grpc_completion_queue *cq = arg;
+    grpc_event ev;
+
+    for (;;) {
+        ev = grpc_completion_queue_next(cq, gpr_inf_future(GPR_CLOCK_MONOTONIC),
+                                        NULL);
+        if (ev.type == GRPC_QUEUE_SHUTDOWN) {
+            break;
+        }
+        assert(ev.type == GRPC_OP_COMPLETE);
+        run_tag(ev.tag, ev.success != 0);
+    }
+    return NULL;
+}
 
 void rpc_signals_block(sigset_t *old)
 {
@@ -29,29 +55,38 @@ void rpc_signals_restore(const sigset_t *old)
     (void)pthread_sigmask(SIG_SETMASK, old, NULL);
 }
 
-int rpc_init(void)
+static int start_all(void)
 {
     sigset_t old;
+    int rc;
 
-    pthread_mutex_lock(&lock);
-    if (users++ == 0) {
-        rpc_signals_block(&old);
-        grpc_init();
-        rpc_signals_restore(&old);
+    rpc_signals_block(&old);
+    grpc_init();
+    queue = grpc_completion_queue_create_for_next(NULL);
+    rc = pthread_create(&io_thread, NULL, io_main, queue);
+    rpc_signals_restore(&old);
+    if (rc != 0) {
+        grpc_completion_queue_shutdown(queue);
+        (void)io_main(queue);
+        grpc_completion_queue_destroy(queue);
+        grpc_shutdown();
+        return HEDGE_ENOMEM;
     }
-    pthread_mutex_unlock(&lock);
+    (void)pthread_setname_np(io_thread, "hedge-rpc-io");
     return 0;
 }
 
-static void queue_destroy(grpc_completion_queue *cq)
+int rpc_init(void)
 {
-    grpc_event ev;
+    int rv = 0;
 
-    grpc_completion_queue_shutdown(cq);
-    ev = grpc_completion_queue_pluck(cq, NULL,
-                                     gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-    assert(ev.type == GRPC_QUEUE_SHUTDOWN);
-    grpc_completion_queue_destroy(cq);
+    pthread_mutex_lock(&lock);
+    if (users == 0) {
+        rv = start_all();
+    }
+    users += rv == 0;
+    pthread_mutex_unlock(&lock);
+    return rv;
 }
 
 void rpc_shutdown(void)
@@ -59,13 +94,53 @@ void rpc_shutdown(void)
     pthread_mutex_lock(&lock);
     assert(users > 0);
     if (--users == 0) {
-        while (n_kept > 0) {
-            queue_destroy(kept[--n_kept]);
-        }
+        grpc_completion_queue_shutdown(queue);
+        pthread_join(io_thread, NULL);
+        grpc_completion_queue_destroy(queue);
+        queue = NULL;
         grpc_shutdown();
     }
     pthread_mutex_unlock(&lock);
 }
+
+grpc_completion_queue *rpc_queue(void)
+{
+    assert(queue != NULL);
+    return queue;
+}
+
+int rpc_start(grpc_call *call, const grpc_op *ops, size_t n,
+              struct rpc_tag *tag)
+{
+    grpc_call_error rc;
+
+    assert(tag->magic == RPC_TAG_MAGIC);
+    RPC_TAG_PUT(tag);
+    rc = grpc_call_start_batch(call, ops, n, tag, NULL);
+    if (rc != GRPC_CALL_OK) {
+        log_error("rpc", "a batch was refused: %s",
+                  grpc_call_error_to_string(rc));
+        return HEDGE_EINTERNAL;
+    }
+    return 0;
+}
+
+int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
+                   struct rpc_tag *tag)
+{
+    void *done;
+    int rv, ok;
+
+    grpc_completion_queue_thread_local_cache_init(queue);
+    rv = rpc_start(call, ops, n, tag);
+    if (grpc_completion_queue_thread_local_cache_flush(queue, &done, &ok)) {
+        run_tag(done, ok != 0);
+    }
+    return rv;
+}
+
+/* --- what belongs to the process --------------------------------------------
+ */
 
 static void log_core(gpr_log_func_args *args)
 {
@@ -93,89 +168,65 @@ void rpc_process_setup(void)
 /* --- time -------------------------------------------------------------------
  */
 
-gpr_timespec rpc_now(void)
+#define NS_PER_MS 1000000u
+#define NS_PER_S 1000000000u
+
+uint64_t rpc_until(uint64_t timeout_ms)
 {
-    return gpr_now(GPR_CLOCK_MONOTONIC);
+    uint64_t now = clock_mono_ns();
+
+    return timeout_ms < (RPC_NEVER - now) / NS_PER_MS
+               ? now + timeout_ms * NS_PER_MS
+               : RPC_NEVER;
 }
 
-gpr_timespec rpc_deadline(uint64_t timeout_ms)
+gpr_timespec rpc_deadline(uint64_t until_ns)
 {
-    /* Beyond a century gpr's arithmetic would saturate anyway. */
-    if (timeout_ms > (uint64_t)INT32_MAX * 1000) {
+    uint64_t now = clock_mono_ns();
+
+    if (until_ns > (uint64_t)INT64_MAX) {
         return gpr_inf_future(GPR_CLOCK_MONOTONIC);
     }
     return gpr_time_add(
-        rpc_now(), gpr_time_from_millis((int64_t)timeout_ms, GPR_TIMESPAN));
+        gpr_now(GPR_CLOCK_MONOTONIC),
+        gpr_time_from_nanos(until_ns > now ? (int64_t)(until_ns - now) : 0,
+                            GPR_TIMESPAN));
 }
 
-uint64_t rpc_ms_until(gpr_timespec t)
+uint64_t rpc_until_from(gpr_timespec deadline)
 {
-    gpr_timespec now = rpc_now();
+    gpr_timespec now = gpr_now(GPR_CLOCK_MONOTONIC);
 
-    t = gpr_convert_clock_type(t, GPR_CLOCK_MONOTONIC);
-    if (gpr_time_cmp(t, gpr_inf_future(GPR_CLOCK_MONOTONIC)) == 0) {
-        return RPC_NO_TIMEOUT;
+    deadline = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
+    if (gpr_time_cmp(deadline, gpr_inf_future(GPR_CLOCK_MONOTONIC)) == 0) {
+        return RPC_NEVER;
     }
-    if (gpr_time_cmp(t, now) <= 0) {
-        return 0;
+    if (gpr_time_cmp(deadline, now) <= 0) {
+        return clock_mono_ns();
     }
-    return (uint64_t)gpr_time_to_millis(gpr_time_sub(t, now));
+    return rpc_until((uint64_t)gpr_time_to_millis(gpr_time_sub(deadline, now)));
 }
 
-/* --- queues -----------------------------------------------------------------
- */
-
-grpc_completion_queue *rpc_queue_get(void)
+void rpc_cond_init(pthread_cond_t *c)
 {
-    grpc_completion_queue *cq = NULL;
+    pthread_condattr_t attr;
 
-    pthread_mutex_lock(&lock);
-    assert(users > 0);
-    if (n_kept > 0) {
-        cq = kept[--n_kept];
-    }
-    pthread_mutex_unlock(&lock);
-    return cq != NULL ? cq : grpc_completion_queue_create_for_pluck(NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(c, &attr);
+    pthread_condattr_destroy(&attr);
 }
 
-void rpc_queue_put(grpc_completion_queue *cq)
+bool rpc_cond_wait(pthread_cond_t *c, pthread_mutex_t *m, uint64_t until_ns)
 {
-    pthread_mutex_lock(&lock);
-    if (n_kept < QUEUES_KEPT) {
-        kept[n_kept++] = cq;
-        cq = NULL;
-    }
-    pthread_mutex_unlock(&lock);
-    if (cq != NULL) {
-        queue_destroy(cq);
-    }
-}
+    struct timespec ts = {.tv_sec = (time_t)(until_ns / NS_PER_S),
+                          .tv_nsec = (long)(until_ns % NS_PER_S)};
 
-int rpc_start(grpc_call *call, const grpc_op *ops, size_t n, void *tag)
-{
-    grpc_call_error rc;
-
-    RPC_TAG_PUT(tag);
-    rc = grpc_call_start_batch(call, ops, n, tag, NULL);
-    if (rc != GRPC_CALL_OK) {
-        log_error("rpc", "a batch was refused: %s",
-                  grpc_call_error_to_string(rc));
-        return HEDGE_EINTERNAL;
+    if (until_ns == RPC_NEVER) {
+        pthread_cond_wait(c, m);
+        return true;
     }
-    return 0;
-}
-
-enum rpc_outcome rpc_wait(grpc_completion_queue *cq, void *tag,
-                          gpr_timespec deadline)
-{
-    grpc_event ev = grpc_completion_queue_pluck(cq, tag, deadline, NULL);
-
-    if (ev.type == GRPC_QUEUE_TIMEOUT) {
-        return RPC_TIMEOUT;
-    }
-    assert(ev.type == GRPC_OP_COMPLETE && ev.tag == tag);
-    RPC_TAG_GOT(tag);
-    return ev.success ? RPC_DONE : RPC_FAILED;
+    return pthread_cond_timedwait(c, m, &ts) == 0;
 }
 
 /* --- channel arguments ------------------------------------------------------
@@ -198,7 +249,7 @@ void rpc_args_common(struct rpc_args *a)
     rpc_args_int(a, GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)RPC_MESSAGE_MAX);
     rpc_args_int(a, GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, (int)RPC_MESSAGE_MAX);
     rpc_args_int(a, GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
-    rpc_args_int(a, GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
+    rpc_args_int(a, GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
     rpc_args_int(a, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     rpc_args_int(a, GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
 }

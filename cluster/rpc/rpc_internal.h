@@ -1,13 +1,19 @@
-/* rpc_internal.h - what the files of rpc/ share: waiting on completion queues,
+/* rpc_internal.h - what the files of rpc/ share: the I/O thread and its tags,
  * messages, and the way between gRPC's status and hedge's codes.
  *
+ * One thread in the process polls: it owns the completion queue that every
+ * call of every server and client is bound to, runs the tag of each completion
+ * and wakes the thread that waits for it. (Were each waiting thread to poll
+ * for itself, core would pass the duty of polling from one to the next at each
+ * event, and with it the connection's state from core to core of the machine.)
+ *
  * Ownership: as said at each function.
- * Threads:   a queue from rpc_queue_get() is one user's until it is put back;
- *            within a stream that user may be two threads, each waiting for
- *            tags of its own.
+ * Threads:   tags run on the I/O thread, or on the thread that started the
+ *            operation when it completes at once: with no lock held, and
+ *            never inside the call that started it.
  * Errors:    hedge codes.
- * Units:     bytes; deadlines are gpr_timespec on the monotonic clock.
- * Limits:    tags are unique per queue. */
+ * Units:     bytes; points in time are CLOCK_MONOTONIC in nanoseconds.
+ * Limits:    a tag stands for one operation at a time. */
 #ifndef CLUSTER_RPC_INTERNAL_H
 #define CLUSTER_RPC_INTERNAL_H
 
@@ -21,8 +27,8 @@
 #include <signal.h>
 #include <stdatomic.h>
 
-/* The Debian library is not instrumented: what goes through one of its queues
- * is ordered for ThreadSanitizer by hand. */
+/* The Debian library is not instrumented: what goes through it is ordered for
+ * ThreadSanitizer by hand. */
 #ifdef HEDGE_TSAN
 void __tsan_acquire(void *addr);
 void __tsan_release(void *addr);
@@ -33,33 +39,47 @@ void __tsan_release(void *addr);
 #define RPC_TAG_GOT(tag) ((void)(tag))
 #endif
 
-/* --- time and queues (rpc.c) ---------------------------------------------- */
+/* --- the I/O thread (rpc.c) ----------------------------------------------- */
 
-gpr_timespec rpc_deadline(uint64_t timeout_ms);
-/* Milliseconds until `t`, 0 if it has passed, RPC_NO_TIMEOUT for never. */
-uint64_t rpc_ms_until(gpr_timespec t);
-gpr_timespec rpc_now(void);
+#define RPC_TAG_MAGIC 0x74616721u
 
-/* A pluck queue, new or used before; NULL only without memory. It goes back
- * when every tag started on it has been waited for. */
-grpc_completion_queue *rpc_queue_get(void);
-void rpc_queue_put(grpc_completion_queue *cq);
+struct rpc_tag;
+typedef void (*rpc_tag_fn)(struct rpc_tag *t, bool ok);
+struct rpc_tag {
+    unsigned magic;
+    rpc_tag_fn fn;
+};
+#define RPC_TAG_INIT(fn) ((struct rpc_tag){RPC_TAG_MAGIC, (fn)})
 
-/* Start a batch whose completion is waited for with rpc_wait(). */
-int rpc_start(grpc_call *call, const grpc_op *ops, size_t n, void *tag);
+/* The queue that calls are bound to; there is one from rpc_init() on. */
+grpc_completion_queue *rpc_queue(void);
 
-enum rpc_outcome { RPC_DONE, RPC_FAILED, RPC_TIMEOUT };
-enum rpc_outcome rpc_wait(grpc_completion_queue *cq, void *tag,
-                          gpr_timespec deadline);
+/* Start a batch; on 0 the tag runs once. From inside a tag: rpc_start(). From
+ * other threads: rpc_start_here(), where what completes at once does so
+ * without waking the I/O thread. */
+int rpc_start(grpc_call *call, const grpc_op *ops, size_t n,
+              struct rpc_tag *tag);
+int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
+                   struct rpc_tag *tag);
+
+/* --- time and threads (rpc.c) --------------------------------------------- */
+
+#define RPC_NEVER UINT64_MAX
+uint64_t rpc_until(uint64_t timeout_ms);
+gpr_timespec rpc_deadline(uint64_t until_ns);
+uint64_t rpc_until_from(gpr_timespec deadline);
+
+/* A condition for rpc_cond_wait(), which returns false when the time has
+ * come. */
+void rpc_cond_init(pthread_cond_t *c);
+bool rpc_cond_wait(pthread_cond_t *c, pthread_mutex_t *m, uint64_t until_ns);
 
 /* Threads start with all signals blocked, so that the program's own threads
  * get them; undo with rpc_signals_restore(). */
 void rpc_signals_block(sigset_t *old);
 void rpc_signals_restore(const sigset_t *old);
 
-/* Listen on one address of a server that has not started (listen.c). */
-int rpc_listen(grpc_server *server, const char *address, unsigned *port,
-               struct hedge_error *e);
+/* --- settings (rpc.c, listen.c) ------------------------------------------- */
 
 #define RPC_ARGS_MAX 20
 struct rpc_args {
@@ -69,6 +89,10 @@ struct rpc_args {
 void rpc_args_int(struct rpc_args *a, char *key, int value);
 /* What both ends have in common. */
 void rpc_args_common(struct rpc_args *a);
+
+/* Listen on one address of a server that has not started. */
+int rpc_listen(grpc_server *server, const char *address, unsigned *port,
+               struct hedge_error *e);
 
 /* --- messages (message.c) ------------------------------------------------- */
 
@@ -121,45 +145,48 @@ void rpc_status_op_release(struct rpc_status_op *st);
 /* --- streams (stream.c) --------------------------------------------------- */
 
 #define RPC_STREAM_MAGIC 0x7374726du
+/* Messages received ahead of the reader, so that the I/O thread has something
+ * to do while the reader works on the one before. */
+#define RPC_READY_MAX 2
+
+/* One kind of operation of a stream, of which one may be under way. */
+struct rpc_stream_op {
+    struct rpc_tag tag;
+    bool pending;
+};
 
 struct rpc_stream {
     unsigned magic;
     bool is_server;
     grpc_call *call;
-    grpc_completion_queue *cq;
-    gpr_timespec deadline;
+    uint64_t until_ns; /* The deadline of the whole. */
     char *peer;
     atomic_bool cancelled_here;
 
-    /* The sending thread's. */
+    pthread_mutex_t lock; /* Over all that follows. */
+    pthread_cond_t can_send, can_recv, drained;
+    struct rpc_stream_op open, send, recv, end;
+
     grpc_byte_buffer *send_buffer;
-    bool sending, send_failed, send_closed, sent_headers;
+    bool send_failed, send_closed, sent_headers;
 
-    /* The receiving thread's. */
-    struct rpc_message *incoming;
-    bool receiving, recv_over, recv_failed, recv_final;
-    struct hedge_error recv_error;
+    struct rpc_message *incoming, *ready[RPC_READY_MAX];
+    unsigned n_ready;
+    bool recv_over, recv_failed;
 
-    /* How the call ended; either thread asks, under `end_lock`. */
-    pthread_mutex_t end_lock;
-    bool end_started, end_known;
-    struct hedge_error end; /* Code 0: in good order. */
+    bool end_known;
+    struct hedge_error end_error; /* Code 0: in good order. */
     grpc_status_code status;
     grpc_slice details;
-    grpc_metadata_array trailing;
+    grpc_metadata_array headers, trailing;
     int gone; /* Server: RECV_CLOSE's `cancelled`. */
-
-    grpc_metadata_array headers; /* Client: not looked at. */
-    bool opened;
-    /* Addresses that serve as tags. */
-    char tag_send, tag_recv, tag_end, tag_open;
 };
 
-int rpc_stream_init(struct rpc_stream *s, bool is_server);
+void rpc_stream_init(struct rpc_stream *s, bool is_server);
 /* The call has ended and nothing is outstanding. */
 void rpc_stream_release(struct rpc_stream *s);
-/* Start the op that tells how the call ends, before any other. */
-int rpc_stream_watch_end(struct rpc_stream *s);
+/* The call is there: start what is always under way. */
+int rpc_stream_begin(struct rpc_stream *s);
 /* Wait for all that is outstanding; the call must be ending. */
 void rpc_stream_drain(struct rpc_stream *s);
 /* Server: send what the handler returned and wait for the call to end. */

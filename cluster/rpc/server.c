@@ -1,14 +1,11 @@
-/* A server has one main queue and one thread on it, which takes requests and
- * reaps answers. What core needs for each call to come is posted before: an
- * arrival is replaced by a new one before it is handled.
- *
- * A unary call lives from its posting to the completion of its answer, all on
- * the main queue. A stream is posted with a queue of its own; when it arrives
- * it gets a thread, and the main queue sees no more of it. */
+/* What core needs for each call to come is posted before: an arrival is
+ * replaced by a new one before it is handled. A unary call lives from its
+ * posting to the completion of its answer; a stream gets a thread when it
+ * arrives and lives until that thread is done with it. The server lives until
+ * nothing is posted and no call is left. */
 #include "cluster/rpc/rpc_internal.h"
 
-#include "store/base/clock.h"
-#include "store/base/log.h"
+#include "store/base/list.h"
 #include "store/base/mem.h"
 #include "store/base/pool.h"
 
@@ -24,23 +21,13 @@
 #define MESSAGE_LIMIT_DEFAULT ((uint64_t)64 << 20)
 #define CONCURRENT_STREAMS 1024
 #define KEEPALIVE_SEEN_MIN_MS 5000
-#define POST_RETRY_MS 100
 #if defined(HEDGE_TSAN) || defined(__SANITIZE_ADDRESS__)
 #define STREAM_STACK ((size_t)4 << 20)
 #else
 #define STREAM_STACK ((size_t)512 << 10)
 #endif
 
-#define TAG_MAGIC 0x74616721u
 #define CALL_MAGIC 0x63616c6cu
-
-/* What comes back from the main queue. */
-struct tag;
-typedef void (*tag_fn)(struct tag *t, bool ok);
-struct tag {
-    unsigned magic;
-    tag_fn fn;
-};
 
 struct method {
     struct rpc_server *server;
@@ -49,29 +36,27 @@ struct method {
     rpc_stream_fn stream;
     unsigned flags;
     void *registered;
-    unsigned posted; /* The main thread's, once it runs. */
+    unsigned posted; /* Under the server's lock. */
 };
 
 struct rpc_server {
     grpc_server *server;
-    grpc_completion_queue *cq;
-    pthread_t thread;
     struct pool *pool;
     void *ctx;
     unsigned streams_max;
-    struct tag shutdown_tag;
+    struct rpc_tag shutdown_tag;
 
     /* methods[n_methods] stands for every path there is no method for. */
     struct method *methods;
     unsigned n_methods;
     unsigned *ports;
     unsigned n_ports;
-    bool starved; /* Something could not be posted for want of memory. */
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool stopping, stopped;
-    unsigned unary_live, streams_live;
+    bool starved; /* Something could not be posted for want of memory. */
+    unsigned posted, unary_live, streams_live;
     /* The stream thread that ended last; it has joined the one before. */
     bool has_ended_thread;
     pthread_t ended_thread;
@@ -79,7 +64,7 @@ struct rpc_server {
 
 struct rpc_call {
     unsigned magic;
-    struct tag arrived, answered;
+    struct rpc_tag arrived, answered;
     struct method *method;
     grpc_call *call;
     gpr_timespec deadline;
@@ -96,13 +81,15 @@ struct rpc_call {
 };
 
 struct arrival { /* Of a stream. */
-    struct tag arrived;
+    struct rpc_tag arrived;
     struct method *method;
     struct rpc_stream stream;
+    gpr_timespec deadline;
     grpc_metadata_array headers;
 };
 
-static int post(struct method *m);
+static void post(struct method *m);
+static void post_starved(struct rpc_server *s);
 
 /* --- unary ------------------------------------------------------------------
  */
@@ -134,6 +121,7 @@ static void call_end(struct rpc_call *c)
     struct rpc_server *s = c->method->server;
 
     call_free(c);
+    post_starved(s);
     pthread_mutex_lock(&s->lock);
     assert(s->unary_live > 0);
     s->unary_live--;
@@ -141,7 +129,7 @@ static void call_end(struct rpc_call *c)
     pthread_mutex_unlock(&s->lock);
 }
 
-static void on_answered(struct tag *t, bool ok)
+static void on_answered(struct rpc_tag *t, bool ok)
 {
     (void)ok; /* A client that has gone does not want it any more. */
     call_end(container_of(t, struct rpc_call, answered));
@@ -167,7 +155,7 @@ static void call_answer(struct rpc_call *c, int code, const char *text)
     rpc_status_op_init(&st, &ops[n++], code, text);
     ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
     ops[n++].data.recv_close_on_server.cancelled = &c->gone;
-    if (rpc_start(c->call, ops, n, &c->answered) != 0) {
+    if (rpc_start_here(c->call, ops, n, &c->answered) != 0) {
         (void)grpc_call_cancel_with_status(c->call, GRPC_STATUS_INTERNAL,
                                            "the answer could not be sent",
                                            NULL);
@@ -245,23 +233,32 @@ static void call_unknown(struct rpc_call *c)
              e.text);
 }
 
-static void on_call(struct tag *t, bool ok)
+/* With the server's lock held: something posted has come back. */
+static void posted_back(struct method *m)
+{
+    assert(m->posted > 0 && m->server->posted > 0);
+    m->posted--;
+    m->server->posted--;
+    pthread_cond_broadcast(&m->server->changed);
+}
+
+static void on_call(struct rpc_tag *t, bool ok)
 {
     struct rpc_call *c = container_of(t, struct rpc_call, arrived);
     struct method *m = c->method;
     struct rpc_server *s = m->server;
     bool stopping;
 
-    m->posted--;
+    pthread_mutex_lock(&s->lock);
+    stopping = s->stopping;
+    s->unary_live += ok;
+    posted_back(m);
+    pthread_mutex_unlock(&s->lock);
     if (!ok) {
         call_free(c);
         return;
     }
-    (void)post(m);
-    pthread_mutex_lock(&s->lock);
-    s->unary_live++;
-    stopping = s->stopping;
-    pthread_mutex_unlock(&s->lock);
+    post(m);
     if (stopping) {
         rpc_fail(c, HEDGE_EUNAVAILABLE, "the server is stopping");
     } else if (m->unary == NULL) {
@@ -279,6 +276,7 @@ static int call_post(struct method *m)
 {
     struct rpc_server *s = m->server;
     struct rpc_call *c = mem_calloc(1, sizeof *c);
+    grpc_completion_queue *cq = rpc_queue();
     grpc_call_error rc;
 
     if (c == NULL) {
@@ -286,17 +284,17 @@ static int call_post(struct method *m)
     }
     c->magic = CALL_MAGIC;
     c->method = m;
-    c->arrived = (struct tag){TAG_MAGIC, on_call};
-    c->answered = (struct tag){TAG_MAGIC, on_answered};
+    c->arrived = RPC_TAG_INIT(on_call);
+    c->answered = RPC_TAG_INIT(on_answered);
     grpc_metadata_array_init(&c->headers);
     grpc_call_details_init(&c->details);
     RPC_TAG_PUT(&c->arrived);
     rc = m->unary != NULL
              ? grpc_server_request_registered_call(
                    s->server, m->registered, &c->call, &c->deadline,
-                   &c->headers, &c->payload, s->cq, s->cq, &c->arrived)
+                   &c->headers, &c->payload, cq, cq, &c->arrived)
              : grpc_server_request_call(s->server, &c->call, &c->details,
-                                        &c->headers, s->cq, s->cq, &c->arrived);
+                                        &c->headers, cq, cq, &c->arrived);
     if (rc != GRPC_CALL_OK) {
         call_free(c);
         return HEDGE_EINTERNAL;
@@ -343,7 +341,7 @@ static void *stream_thread(void *arg)
     struct hedge_error e = {.code = 0};
     int rv;
 
-    rv = rpc_stream_watch_end(&a->stream);
+    rv = rpc_stream_begin(&a->stream);
     if (rv == 0) {
         rv = m->stream(&a->stream, s->ctx, &e);
     }
@@ -351,6 +349,7 @@ static void *stream_thread(void *arg)
     rv = rv == HEDGE_EEND ? 0 : rv;
     rpc_stream_finish(&a->stream, rv, e.code == rv ? e.text : NULL);
     arrival_free(a);
+    post_starved(s);
     stream_thread_end(s);
     return NULL;
 }
@@ -378,35 +377,36 @@ static void stream_refuse(struct arrival *a, int code, const char *text)
     arrival_free(a);
 }
 
-static void on_stream(struct tag *t, bool ok)
+static void on_stream(struct rpc_tag *t, bool ok)
 {
     struct arrival *a = container_of(t, struct arrival, arrived);
-    struct rpc_server *s = a->method->server;
+    struct method *m = a->method;
+    struct rpc_server *s = m->server;
     bool stopping, full;
 
-    a->method->posted--;
+    pthread_mutex_lock(&s->lock);
+    stopping = s->stopping;
+    full = s->streams_live >= s->streams_max;
+    s->streams_live += ok && !stopping && !full;
+    posted_back(m);
+    pthread_mutex_unlock(&s->lock);
     if (!ok) {
         arrival_free(a);
         return;
     }
-    (void)post(a->method);
-    a->stream.deadline =
-        gpr_convert_clock_type(a->stream.deadline, GPR_CLOCK_MONOTONIC);
-    pthread_mutex_lock(&s->lock);
-    stopping = s->stopping;
-    full = s->streams_live >= s->streams_max;
-    s->streams_live += !stopping && !full;
-    pthread_mutex_unlock(&s->lock);
+    post(m);
+    a->stream.until_ns = rpc_until_from(a->deadline);
     if (stopping) {
         stream_refuse(a, HEDGE_EUNAVAILABLE, "the server is stopping");
     } else if (full) {
         stream_refuse(a, HEDGE_EEXHAUSTED,
                       "the server has as many streams as it may have");
     } else if (stream_spawn(a) != 0) {
+        stream_refuse(a, HEDGE_EEXHAUSTED, "no thread for a stream");
         pthread_mutex_lock(&s->lock);
         s->streams_live--;
+        pthread_cond_broadcast(&s->changed);
         pthread_mutex_unlock(&s->lock);
-        stream_refuse(a, HEDGE_EEXHAUSTED, "no thread for a stream");
     }
 }
 
@@ -414,22 +414,20 @@ static int stream_post(struct method *m)
 {
     struct rpc_server *s = m->server;
     struct arrival *a = mem_calloc(1, sizeof *a);
+    grpc_completion_queue *cq = rpc_queue();
     grpc_call_error rc;
 
     if (a == NULL) {
         return HEDGE_ENOMEM;
     }
-    if (rpc_stream_init(&a->stream, true) != 0) {
-        mem_free(a);
-        return HEDGE_ENOMEM;
-    }
-    a->arrived = (struct tag){TAG_MAGIC, on_stream};
+    rpc_stream_init(&a->stream, true);
+    a->arrived = RPC_TAG_INIT(on_stream);
     a->method = m;
     grpc_metadata_array_init(&a->headers);
     RPC_TAG_PUT(&a->arrived);
     rc = grpc_server_request_registered_call(
-        s->server, m->registered, &a->stream.call, &a->stream.deadline,
-        &a->headers, NULL, a->stream.cq, s->cq, &a->arrived);
+        s->server, m->registered, &a->stream.call, &a->deadline, &a->headers,
+        NULL, cq, cq, &a->arrived);
     if (rc != GRPC_CALL_OK) {
         arrival_free(a);
         return HEDGE_EINTERNAL;
@@ -437,7 +435,7 @@ static int stream_post(struct method *m)
     return 0;
 }
 
-/* --- the main thread --------------------------------------------------------
+/* --- posting ----------------------------------------------------------------
  */
 
 static unsigned posted_max(const struct method *m)
@@ -447,49 +445,56 @@ static unsigned posted_max(const struct method *m)
                               : UNKNOWN_POSTED;
 }
 
-static int post(struct method *m)
+static bool post_one(struct method *m)
 {
-    int rv = 0;
+    struct rpc_server *s = m->server;
+    bool wanted;
+    int rv;
 
-    while (rv == 0 && m->posted < posted_max(m)) {
-        rv = m->stream != NULL ? stream_post(m) : call_post(m);
-        m->posted += rv == 0;
+    pthread_mutex_lock(&s->lock);
+    wanted = !s->stopping && m->posted < posted_max(m);
+    m->posted += wanted;
+    s->posted += wanted;
+    pthread_mutex_unlock(&s->lock);
+    if (!wanted) {
+        return false;
     }
-    m->server->starved = m->server->starved || rv == HEDGE_ENOMEM;
-    return rv;
+    rv = m->stream != NULL ? stream_post(m) : call_post(m);
+    if (rv != 0) {
+        pthread_mutex_lock(&s->lock);
+        posted_back(m);
+        s->starved = true;
+        pthread_mutex_unlock(&s->lock);
+    }
+    return rv == 0;
 }
 
-static int post_all(struct rpc_server *s)
+static void post(struct method *m)
 {
-    int rv = 0;
+    while (post_one(m)) {
+    }
+}
 
-    s->starved = false;
+static void post_all(struct rpc_server *s)
+{
     for (unsigned i = 0; i <= s->n_methods; i++) {
-        int rc = post(&s->methods[i]);
-        rv = rv == 0 ? rc : rv;
+        post(&s->methods[i]);
     }
-    return rv;
 }
 
-static void *main_thread(void *arg)
+/* Make up for what could not be posted; done as calls end, so that there is
+ * a time for it after each failure. */
+static void post_starved(struct rpc_server *s)
 {
-    struct rpc_server *s = arg;
-    grpc_event ev;
+    bool starved;
 
-    do {
-        gpr_timespec until = s->starved ? rpc_deadline(POST_RETRY_MS)
-                                        : gpr_inf_future(GPR_CLOCK_MONOTONIC);
-        ev = grpc_completion_queue_next(s->cq, until, NULL);
-        if (ev.type == GRPC_OP_COMPLETE) {
-            struct tag *t = ev.tag;
-            assert(t->magic == TAG_MAGIC);
-            RPC_TAG_GOT(t);
-            t->fn(t, ev.success != 0);
-        } else if (ev.type == GRPC_QUEUE_TIMEOUT) {
-            (void)post_all(s);
-        }
-    } while (ev.type != GRPC_QUEUE_SHUTDOWN);
-    return NULL;
+    pthread_mutex_lock(&s->lock);
+    starved = s->starved;
+    s->starved = false;
+    pthread_mutex_unlock(&s->lock);
+    if (starved) {
+        post_all(s);
+    }
 }
 
 /* --- life -------------------------------------------------------------------
@@ -570,7 +575,7 @@ static void server_release(struct rpc_server *s)
     rpc_shutdown();
 }
 
-static void on_shutdown(struct tag *t, bool ok)
+static void on_shutdown(struct rpc_tag *t, bool ok)
 {
     struct rpc_server *s = container_of(t, struct rpc_server, shutdown_tag);
 
@@ -586,20 +591,18 @@ static int server_prepare(const struct rpc_server_options *o,
                           struct rpc_server **out, struct hedge_error *e)
 {
     struct rpc_server *s = mem_calloc(1, sizeof *s);
-    pthread_condattr_t attr;
+    int rv = s != NULL ? rpc_init() : HEDGE_ENOMEM;
 
-    if (s == NULL) {
-        return error_set(e, HEDGE_ENOMEM, "no memory for a server");
+    *out = NULL;
+    if (rv != 0) {
+        mem_free(s);
+        return error_set(e, rv, "no memory for a server");
     }
-    (void)rpc_init();
     pthread_mutex_init(&s->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    rpc_cond_init(&s->changed);
     s->ctx = o->ctx;
     s->streams_max = o->streams_max != 0 ? o->streams_max : STREAMS_DEFAULT;
-    s->shutdown_tag = (struct tag){TAG_MAGIC, on_shutdown};
+    s->shutdown_tag = RPC_TAG_INIT(on_shutdown);
     s->n_ports = o->n_addresses;
     s->ports = mem_calloc(o->n_addresses, sizeof s->ports[0]);
     if (s->ports == NULL) {
@@ -622,26 +625,6 @@ static int server_listen(struct rpc_server *s,
     return rv;
 }
 
-/* Ends a core server whose main thread does not run (any more). */
-static void server_unstarted_free(struct rpc_server *s)
-{
-    grpc_event ev;
-
-    grpc_server_shutdown_and_notify(s->server, s->cq, &s->shutdown_tag);
-    grpc_server_cancel_all_calls(s->server);
-    do {
-        ev = grpc_completion_queue_next(
-            s->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-        assert(ev.type == GRPC_OP_COMPLETE);
-        RPC_TAG_GOT(ev.tag);
-        ((struct tag *)ev.tag)->fn(ev.tag, ev.success != 0);
-    } while (!s->stopped);
-    grpc_server_destroy(s->server);
-    grpc_completion_queue_shutdown(s->cq);
-    (void)main_thread(s);
-    grpc_completion_queue_destroy(s->cq);
-}
-
 static int server_start(struct rpc_server *s,
                         const struct rpc_server_options *o,
                         struct hedge_error *e)
@@ -649,30 +632,25 @@ static int server_start(struct rpc_server *s,
     sigset_t old;
     int rv;
 
-    grpc_server_start(s->server);
-    rv = post_all(s);
-    if (rv != 0) {
-        return error_set(e, rv, "cannot take calls: %s", hedge_strerror(rv));
-    }
     rpc_signals_block(&old);
     rv = pool_new(o->pool_threads != 0 ? o->pool_threads : POOL_DEFAULT,
                   "hedge-rpc", &s->pool);
-    if (rv == 0 && pthread_create(&s->thread, NULL, main_thread, s) != 0) {
-        pool_free(s->pool);
-        rv = HEDGE_ENOMEM;
-    }
     rpc_signals_restore(&old);
     if (rv != 0) {
         return error_set(e, rv, "no threads for a server");
     }
-    (void)pthread_setname_np(s->thread, "hedge-rpc-main");
+    grpc_server_start(s->server);
+    post_all(s);
+    if (s->starved) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a server");
+    }
     return 0;
 }
 
 int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
                    struct hedge_error *e)
 {
-    struct rpc_server *s = NULL;
+    struct rpc_server *s;
     int rv;
 
     *out = NULL;
@@ -682,8 +660,7 @@ int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
     }
     s->server = core_server(o->message_limit != 0 ? o->message_limit
                                                   : MESSAGE_LIMIT_DEFAULT);
-    s->cq = grpc_completion_queue_create_for_next(NULL);
-    grpc_server_register_completion_queue(s->server, s->cq, NULL);
+    grpc_server_register_completion_queue(s->server, rpc_queue(), NULL);
     rv = methods_copy(s, o, e);
     if (rv == 0) {
         rv = server_listen(s, o, e);
@@ -692,8 +669,7 @@ int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
         rv = server_start(s, o, e);
     }
     if (rv != 0) {
-        server_unstarted_free(s);
-        server_release(s);
+        rpc_server_free(s, 0);
         return rv;
     }
     *out = s;
@@ -706,21 +682,15 @@ unsigned rpc_server_port(const struct rpc_server *s, unsigned i)
     return s->ports[i];
 }
 
-/* Waits, with s->lock held, until no call is left or the time has come. */
-static void wait_idle(struct rpc_server *s, uint64_t grace_ms)
+static bool has_calls(const struct rpc_server *s)
 {
-    uint64_t until = clock_mono_ns() / 1000000 + grace_ms;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000),
-                          .tv_nsec = (long)(until % 1000) * 1000000};
-    int rc = 0;
-
-    while (rc == 0 && s->unary_live + s->streams_live > 0) {
-        rc = pthread_cond_timedwait(&s->changed, &s->lock, &ts);
-    }
+    return s->unary_live + s->streams_live > 0;
 }
 
 void rpc_server_free(struct rpc_server *s, uint64_t grace_ms)
 {
+    uint64_t until_ns = rpc_until(grace_ms);
+
     if (s == NULL) {
         return;
     }
@@ -728,20 +698,18 @@ void rpc_server_free(struct rpc_server *s, uint64_t grace_ms)
     s->stopping = true;
     pthread_mutex_unlock(&s->lock);
     RPC_TAG_PUT(&s->shutdown_tag);
-    grpc_server_shutdown_and_notify(s->server, s->cq, &s->shutdown_tag);
+    grpc_server_shutdown_and_notify(s->server, rpc_queue(), &s->shutdown_tag);
     pthread_mutex_lock(&s->lock);
-    wait_idle(s, grace_ms);
+    while (has_calls(s) && rpc_cond_wait(&s->changed, &s->lock, until_ns)) {
+    }
     pthread_mutex_unlock(&s->lock);
     grpc_server_cancel_all_calls(s->server);
     pthread_mutex_lock(&s->lock);
-    while (!s->stopped || s->unary_live + s->streams_live > 0) {
+    while (!s->stopped || s->posted > 0 || has_calls(s)) {
         pthread_cond_wait(&s->changed, &s->lock);
     }
     pthread_mutex_unlock(&s->lock);
     grpc_server_destroy(s->server);
-    grpc_completion_queue_shutdown(s->cq);
-    pthread_join(s->thread, NULL);
-    grpc_completion_queue_destroy(s->cq);
     if (s->has_ended_thread) {
         pthread_join(s->ended_thread, NULL);
     }

@@ -1,16 +1,18 @@
 /* The life of a stream, both ends:
  *
- * 1. rpc_stream_init(), then a call is bound to its queue (client: opened,
- *    server: arrived);
- * 2. rpc_stream_watch_end() starts the op that completes when the call ends;
- * 3. sending and receiving, one op of each kind outstanding at most. An op
- *    that was not waited for to its end (time-out) stays outstanding and the
- *    next call goes on waiting for it;
+ * 1. rpc_stream_init(); then there is a call (client: made, server: arrived);
+ * 2. rpc_stream_begin() starts the operation that completes when the call ends
+ *    and the first receive. From then on a receive is always under way unless
+ *    the reader is RPC_READY_MAX messages behind;
+ * 3. sending and receiving. An operation that was not waited for to its end
+ *    (time-out) goes on, and the next call goes on waiting for it;
  * 4. the call is ended: cancelled, or a status sent;
- * 5. rpc_stream_drain() waits for what is outstanding;
+ * 5. rpc_stream_drain() waits until nothing is under way;
  * 6. rpc_stream_release(). */
 #include "cluster/rpc/rpc_internal.h"
 
+#include "store/base/clock.h"
+#include "store/base/list.h"
 #include "store/base/mem.h"
 
 #include <assert.h>
@@ -22,29 +24,40 @@
 #define REASON_WAIT_MS 100
 /* A client's deadline passes here later than there by what the request took
  * to arrive. */
-#define DEADLINE_SLACK_MS 50
+#define DEADLINE_SLACK_NS 50000000u
 
-int rpc_stream_init(struct rpc_stream *s, bool is_server)
+static void on_open(struct rpc_tag *t, bool ok);
+static void on_send(struct rpc_tag *t, bool ok);
+static void on_recv(struct rpc_tag *t, bool ok);
+static void on_end(struct rpc_tag *t, bool ok);
+
+void rpc_stream_init(struct rpc_stream *s, bool is_server)
 {
     memset(s, 0, sizeof *s);
-    s->cq = rpc_queue_get();
-    if (s->cq == NULL) {
-        return HEDGE_ENOMEM;
-    }
     s->magic = RPC_STREAM_MAGIC;
     s->is_server = is_server;
-    s->deadline = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    s->until_ns = RPC_NEVER;
     s->details = grpc_empty_slice();
-    pthread_mutex_init(&s->end_lock, NULL);
+    s->open.tag = RPC_TAG_INIT(on_open);
+    s->send.tag = RPC_TAG_INIT(on_send);
+    s->recv.tag = RPC_TAG_INIT(on_recv);
+    s->end.tag = RPC_TAG_INIT(on_end);
+    pthread_mutex_init(&s->lock, NULL);
+    rpc_cond_init(&s->can_send);
+    rpc_cond_init(&s->can_recv);
+    rpc_cond_init(&s->drained);
     grpc_metadata_array_init(&s->headers);
     grpc_metadata_array_init(&s->trailing);
-    return 0;
 }
 
 void rpc_stream_release(struct rpc_stream *s)
 {
     assert(s->magic == RPC_STREAM_MAGIC);
-    assert(!s->sending && !s->receiving);
+    assert(!s->open.pending && !s->send.pending && !s->recv.pending &&
+           !s->end.pending);
+    for (unsigned i = 0; i < s->n_ready; i++) {
+        rpc_message_free(s->ready[i]);
+    }
     rpc_message_free(s->incoming);
     grpc_metadata_array_destroy(&s->headers);
     grpc_metadata_array_destroy(&s->trailing);
@@ -53,15 +66,63 @@ void rpc_stream_release(struct rpc_stream *s)
     if (s->call != NULL) {
         grpc_call_unref(s->call);
     }
-    rpc_queue_put(s->cq);
-    pthread_mutex_destroy(&s->end_lock);
+    pthread_cond_destroy(&s->can_send);
+    pthread_cond_destroy(&s->can_recv);
+    pthread_cond_destroy(&s->drained);
+    pthread_mutex_destroy(&s->lock);
     s->magic = 0;
+}
+
+/* With s->lock held. */
+static void op_done(struct rpc_stream *s, struct rpc_stream_op *op)
+{
+    assert(op->pending);
+    op->pending = false;
+    if (!s->open.pending && !s->send.pending && !s->recv.pending &&
+        !s->end.pending) {
+        pthread_cond_signal(&s->drained);
+    }
 }
 
 /* --- how it ends ------------------------------------------------------------
  */
 
-int rpc_stream_watch_end(struct rpc_stream *s)
+/* Why a server's call is over before its handler said so. gRPC does not tell a
+ * client that cancelled from one that died. */
+static int server_gone(struct rpc_stream *s, struct hedge_error *e)
+{
+    if (atomic_load(&s->cancelled_here)) {
+        return error_set(e, HEDGE_ECANCELED, "the stream was cancelled here");
+    }
+    if (s->until_ns != RPC_NEVER &&
+        clock_mono_ns() + DEADLINE_SLACK_NS >= s->until_ns) {
+        return error_set(e, HEDGE_ETIMEDOUT,
+                         "the deadline of the stream has passed");
+    }
+    return error_set(e, HEDGE_ECANCELED,
+                     "the client cancelled the stream or has gone");
+}
+
+static void on_end(struct rpc_tag *t, bool ok)
+{
+    struct rpc_stream *s = container_of(t, struct rpc_stream, end.tag);
+
+    (void)ok; /* These two operations always succeed. */
+    pthread_mutex_lock(&s->lock);
+    if (!s->is_server) {
+        (void)rpc_status_read(s->status, &s->details, &s->trailing,
+                              &s->end_error);
+    } else if (s->gone) {
+        (void)server_gone(s, &s->end_error);
+    }
+    s->end_known = true;
+    pthread_cond_broadcast(&s->can_send);
+    pthread_cond_broadcast(&s->can_recv);
+    op_done(s, &s->end);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int end_start(struct rpc_stream *s)
 {
     grpc_op op;
     int rv;
@@ -76,255 +137,316 @@ int rpc_stream_watch_end(struct rpc_stream *s)
         op.data.recv_status_on_client.status = &s->status;
         op.data.recv_status_on_client.status_details = &s->details;
     }
-    rv = rpc_start(s->call, &op, 1, &s->tag_end);
-    s->end_started = rv == 0;
+    s->end.pending = true;
+    rv = rpc_start_here(s->call, &op, 1, &s->end.tag);
+    if (rv != 0) {
+        s->end.pending = false;
+    }
     return rv;
-}
-
-/* Why a server's call is over before its handler said so. gRPC does not tell a
- * client that cancelled from one that died. */
-static int server_gone(struct rpc_stream *s, struct hedge_error *e)
-{
-    if (atomic_load(&s->cancelled_here)) {
-        return error_set(e, HEDGE_ECANCELED, "the stream was cancelled here");
-    }
-    if (rpc_ms_until(s->deadline) <= DEADLINE_SLACK_MS) {
-        return error_set(e, HEDGE_ETIMEDOUT,
-                         "the deadline of the stream has "
-                         "passed");
-    }
-    return error_set(e, HEDGE_ECANCELED,
-                     "the client cancelled the stream or has gone");
-}
-
-/* Returns whether it is known how the call ended. */
-static bool end_wait(struct rpc_stream *s, gpr_timespec deadline)
-{
-    bool known;
-
-    pthread_mutex_lock(&s->end_lock);
-    if (!s->end_known && s->end_started &&
-        rpc_wait(s->cq, &s->tag_end, deadline) != RPC_TIMEOUT) {
-        s->end_known = true;
-        if (!s->is_server) {
-            (void)rpc_status_read(s->status, &s->details, &s->trailing,
-                                  &s->end);
-        } else if (s->gone) {
-            (void)server_gone(s, &s->end);
-        }
-    }
-    known = s->end_known;
-    pthread_mutex_unlock(&s->end_lock);
-    return known;
-}
-
-static bool end_is_known(struct rpc_stream *s)
-{
-    return end_wait(s, gpr_inf_past(GPR_CLOCK_MONOTONIC));
 }
 
 /* --- sending ----------------------------------------------------------------
  */
 
-/* The code of a send that did not go through. */
+/* With s->lock held: the code of a send that did not go through. */
 static int send_error(struct rpc_stream *s)
 {
-    if (end_wait(s, rpc_deadline(REASON_WAIT_MS)) && s->end.code != 0) {
-        return s->end.code;
+    uint64_t until_ns = rpc_until(REASON_WAIT_MS);
+
+    while (!s->end_known && rpc_cond_wait(&s->can_send, &s->lock, until_ns)) {
+    }
+    if (s->end_known && s->end_error.code != 0) {
+        return s->end_error.code;
     }
     return s->is_server ? server_gone(s, NULL) : HEDGE_ECLOSED;
 }
 
-static int send_settle(struct rpc_stream *s, gpr_timespec deadline)
+static void on_send(struct rpc_tag *t, bool ok)
 {
-    enum rpc_outcome rc;
+    struct rpc_stream *s = container_of(t, struct rpc_stream, send.tag);
+    grpc_byte_buffer *sent;
 
-    if (s->sending) {
-        rc = rpc_wait(s->cq, &s->tag_send, deadline);
-        if (rc == RPC_TIMEOUT) {
+    pthread_mutex_lock(&s->lock);
+    sent = s->send_buffer;
+    s->send_buffer = NULL;
+    s->send_failed = s->send_failed || !ok;
+    pthread_cond_signal(&s->can_send);
+    op_done(s, &s->send);
+    pthread_mutex_unlock(&s->lock);
+    if (sent != NULL) {
+        grpc_byte_buffer_destroy(sent);
+    }
+}
+
+/* With s->lock held: wait until nothing is being sent. */
+static int send_settle(struct rpc_stream *s, uint64_t until_ns)
+{
+    while (s->send.pending) {
+        if (!rpc_cond_wait(&s->can_send, &s->lock, until_ns) &&
+            s->send.pending) {
             return HEDGE_ETIMEDOUT;
-        }
-        s->sending = false;
-        s->send_failed = s->send_failed || rc == RPC_FAILED;
-        if (s->send_buffer != NULL) {
-            grpc_byte_buffer_destroy(s->send_buffer);
-            s->send_buffer = NULL;
         }
     }
     return s->send_failed ? send_error(s) : 0;
 }
 
-/* A server's headers go with the first thing it sends. */
-static size_t headers_op(struct rpc_stream *s, grpc_op *op)
-{
-    if (!s->is_server || s->sent_headers) {
-        return 0;
-    }
-    memset(op, 0, sizeof *op);
-    op->op = GRPC_OP_SEND_INITIAL_METADATA;
-    s->sent_headers = true;
-    return 1;
-}
-
-static int send_start(struct rpc_stream *s, const grpc_op *op)
+/* With s->lock held, which is dropped meanwhile. `message` (may be NULL) is
+ * kept until it is sent. */
+static int send_start(struct rpc_stream *s, const grpc_op *op,
+                      grpc_byte_buffer *message)
 {
     grpc_op ops[2];
-    size_t n = headers_op(s, ops);
+    size_t n = 0;
     int rv;
 
+    assert(!s->send.pending);
+    memset(ops, 0, sizeof ops);
+    if (s->is_server && !s->sent_headers) {
+        s->sent_headers = true;
+        ops[n++].op = GRPC_OP_SEND_INITIAL_METADATA;
+    }
     ops[n++] = *op;
-    rv = rpc_start(s->call, ops, n, &s->tag_send);
-    s->sending = rv == 0;
+    s->send_buffer = message;
+    s->send.pending = true;
+    pthread_mutex_unlock(&s->lock);
+    rv = rpc_start_here(s->call, ops, n, &s->send.tag);
+    if (rv != 0) {
+        on_send(&s->send.tag, false);
+    }
+    pthread_mutex_lock(&s->lock);
     return rv;
 }
 
 int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms)
 {
-    gpr_timespec deadline = rpc_deadline(timeout_ms);
+    uint64_t until_ns = rpc_until(timeout_ms);
+    grpc_byte_buffer *message;
     grpc_op op;
     int rv;
 
     assert(s->magic == RPC_STREAM_MAGIC);
-    if (s->send_closed) {
-        rv = HEDGE_ECLOSED;
-    } else if (out->head_len > RPC_MESSAGE_MAX ||
-               out->body_len > RPC_MESSAGE_MAX - out->head_len) {
-        rv = HEDGE_ETOOBIG;
-    } else {
-        rv = send_settle(s, deadline);
-    }
-    if (rv != 0) {
+    if (out->head_len > RPC_MESSAGE_MAX ||
+        out->body_len > RPC_MESSAGE_MAX - out->head_len) {
         rpc_out_release(out);
-        return rv;
+        return HEDGE_ETOOBIG;
     }
-    s->send_buffer = rpc_buffer_from_out(out);
-    if (s->send_buffer == NULL) {
+    message = rpc_buffer_from_out(out);
+    if (message == NULL) {
         return HEDGE_ENOMEM;
     }
     memset(&op, 0, sizeof op);
     op.op = GRPC_OP_SEND_MESSAGE;
-    op.data.send_message.send_message = s->send_buffer;
-    rv = send_start(s, &op);
-    if (rv != 0) {
-        grpc_byte_buffer_destroy(s->send_buffer);
-        s->send_buffer = NULL;
-        return rv;
+    op.data.send_message.send_message = message;
+    pthread_mutex_lock(&s->lock);
+    rv = s->send_closed ? HEDGE_ECLOSED : send_settle(s, until_ns);
+    if (rv == 0) {
+        rv = send_start(s, &op, message);
+        message = NULL;
+        rv = rv == 0 ? send_settle(s, until_ns) : rv;
     }
-    return send_settle(s, deadline);
+    pthread_mutex_unlock(&s->lock);
+    if (message != NULL) {
+        grpc_byte_buffer_destroy(message);
+    }
+    return rv;
 }
 
 int rpc_stream_close_send(struct rpc_stream *s)
 {
     grpc_op op;
-    int rv;
+    int rv = 0;
 
     assert(s->magic == RPC_STREAM_MAGIC);
     if (s->is_server) {
         return HEDGE_ENOTSUP;
     }
-    if (s->send_closed) {
-        return 0;
+    pthread_mutex_lock(&s->lock);
+    if (!s->send_closed) {
+        rv = send_settle(s, RPC_NEVER);
     }
-    rv = send_settle(s, gpr_inf_future(GPR_CLOCK_MONOTONIC));
-    if (rv != 0) {
-        return rv;
+    if (rv == 0 && !s->send_closed) {
+        memset(&op, 0, sizeof op);
+        op.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
+        s->send_closed = true;
+        rv = send_start(s, &op, NULL);
     }
-    memset(&op, 0, sizeof op);
-    op.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
-    s->send_closed = true;
-    return send_start(s, &op);
+    pthread_mutex_unlock(&s->lock);
+    return rv;
 }
 
 /* --- receiving --------------------------------------------------------------
  */
 
-static int recv_start(struct rpc_stream *s)
+/* With s->lock held: whether a receive should be under way and is not. Then
+ * it is the caller's to start. */
+static bool recv_claim(struct rpc_stream *s)
+{
+    if (s->recv.pending || s->recv_over || s->n_ready == RPC_READY_MAX) {
+        return false;
+    }
+    if (s->incoming == NULL) {
+        s->incoming = rpc_message_new();
+    }
+    s->recv.pending = s->incoming != NULL;
+    return s->recv.pending;
+}
+
+static void recv_start(struct rpc_stream *s, bool here)
 {
     grpc_op op;
     int rv;
 
-    if (s->incoming == NULL) {
-        s->incoming = rpc_message_new();
-        if (s->incoming == NULL) {
-            return HEDGE_ENOMEM;
-        }
-    }
     memset(&op, 0, sizeof op);
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = rpc_message_slot(s->incoming);
-    rv = rpc_start(s->call, &op, 1, &s->tag_recv);
-    s->receiving = rv == 0;
-    return rv;
+    rv = here ? rpc_start_here(s->call, &op, 1, &s->recv.tag)
+              : rpc_start(s->call, &op, 1, &s->recv.tag);
+    if (rv != 0) {
+        on_recv(&s->recv.tag, false);
+    }
 }
 
-/* No more messages: is it the end, or has something happened? */
-static int recv_end(struct rpc_stream *s, gpr_timespec deadline,
-                    struct hedge_error *e)
+static void on_recv(struct rpc_tag *t, bool ok)
 {
-    bool known;
+    struct rpc_stream *s = container_of(t, struct rpc_stream, recv.tag);
+    bool more;
 
-    if (s->is_server) {
-        known = end_is_known(s);
-        if (known && s->end.code != 0) {
-            s->recv_error = s->end;
-        } else if (s->recv_failed) {
-            (void)server_gone(s, &s->recv_error);
-        } else {
-            (void)error_set(&s->recv_error, HEDGE_EEND,
-                            "the client sends no more");
-        }
-    } else if (!end_wait(s, deadline)) {
-        return error_set(e, HEDGE_ETIMEDOUT, "nothing was received in time");
-    } else if (s->end.code != 0) {
-        s->recv_error = s->end;
+    pthread_mutex_lock(&s->lock);
+    if (ok && *rpc_message_slot(s->incoming) != NULL) {
+        rpc_message_rewind(s->incoming);
+        s->ready[s->n_ready++] = s->incoming;
+        s->incoming = NULL;
     } else {
-        (void)error_set(&s->recv_error, HEDGE_EEND, "the stream has ended");
+        s->recv_over = true;
+        s->recv_failed =
+            !ok || grpc_call_failed_before_recv_message(s->call) != 0;
     }
-    s->recv_final = true;
-    return error_set(e, s->recv_error.code, "%s", s->recv_error.text);
+    op_done(s, &s->recv);
+    more = recv_claim(s);
+    pthread_cond_signal(&s->can_recv);
+    pthread_mutex_unlock(&s->lock);
+    if (more) {
+        recv_start(s, false);
+    }
+}
+
+/* With s->lock held: there are no more messages. Is it the end, or has
+ * something happened? */
+static int recv_end(struct rpc_stream *s, struct hedge_error *e)
+{
+    if (s->end_known && s->end_error.code != 0) {
+        return error_set(e, s->end_error.code, "%s", s->end_error.text);
+    }
+    if (s->is_server && s->recv_failed) {
+        return server_gone(s, e);
+    }
+    return error_set(e, HEDGE_EEND,
+                     s->is_server ? "the client sends no more"
+                                  : "the stream has ended");
+}
+
+/* With s->lock held. A client's messages are over when its status is known. */
+static bool recv_must_wait(const struct rpc_stream *s)
+{
+    return s->n_ready == 0 && !(s->recv_over && (s->is_server || s->end_known));
+}
+
+static int recv_next(struct rpc_stream *s, uint64_t until_ns,
+                     struct rpc_msg *msg, struct hedge_error *e)
+{
+    while (recv_must_wait(s)) {
+        if (!s->recv.pending && !s->recv_over) {
+            return error_set(e, HEDGE_ENOMEM, "no memory to receive");
+        }
+        if (!rpc_cond_wait(&s->can_recv, &s->lock, until_ns) &&
+            recv_must_wait(s)) {
+            return error_set(e, HEDGE_ETIMEDOUT,
+                             "nothing was received in time");
+        }
+    }
+    if (s->n_ready == 0) {
+        return recv_end(s, e);
+    }
+    msg->impl = s->ready[0];
+    s->n_ready--;
+    memmove(s->ready, s->ready + 1, s->n_ready * sizeof s->ready[0]);
+    return 0;
 }
 
 int rpc_stream_recv(struct rpc_stream *s, uint64_t timeout_ms,
                     struct rpc_msg *msg, struct hedge_error *e)
 {
-    gpr_timespec deadline = rpc_deadline(timeout_ms);
-    enum rpc_outcome rc;
+    uint64_t until_ns = rpc_until(timeout_ms);
+    bool more;
     int rv;
 
     assert(s->magic == RPC_STREAM_MAGIC);
     msg->impl = NULL;
-    if (s->recv_final) {
-        return error_set(e, s->recv_error.code, "%s", s->recv_error.text);
+    pthread_mutex_lock(&s->lock);
+    more = recv_claim(s); /* Only after one that could not be started. */
+    if (more) {
+        pthread_mutex_unlock(&s->lock);
+        recv_start(s, true);
+        pthread_mutex_lock(&s->lock);
     }
-    if (s->recv_over) {
-        return recv_end(s, deadline, e);
+    rv = recv_next(s, until_ns, msg, e);
+    more = rv == 0 && recv_claim(s);
+    pthread_mutex_unlock(&s->lock);
+    if (more) {
+        recv_start(s, true);
     }
-    if (!s->receiving) {
-        rv = recv_start(s);
-        if (rv != 0) {
-            return error_set(e, rv, "cannot receive: %s", hedge_strerror(rv));
-        }
-    }
-    rc = rpc_wait(s->cq, &s->tag_recv, deadline);
-    if (rc == RPC_TIMEOUT) {
-        return error_set(e, HEDGE_ETIMEDOUT, "nothing was received in time");
-    }
-    s->receiving = false;
-    if (rc == RPC_DONE && *rpc_message_slot(s->incoming) != NULL) {
-        rpc_message_rewind(s->incoming);
-        msg->impl = s->incoming;
-        s->incoming = NULL;
-        return 0;
-    }
-    s->recv_over = true;
-    s->recv_failed =
-        rc == RPC_FAILED || grpc_call_failed_before_recv_message(s->call) != 0;
-    return recv_end(s, deadline, e);
+    return rv;
 }
 
 /* --- the rest ---------------------------------------------------------------
  */
+
+static void on_open(struct rpc_tag *t, bool ok)
+{
+    struct rpc_stream *s = container_of(t, struct rpc_stream, open.tag);
+
+    (void)ok; /* The end tells. */
+    pthread_mutex_lock(&s->lock);
+    op_done(s, &s->open);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int open_start(struct rpc_stream *s)
+{
+    grpc_op ops[2];
+    int rv;
+
+    memset(ops, 0, sizeof ops);
+    ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    ops[1].op = GRPC_OP_RECV_INITIAL_METADATA;
+    ops[1].data.recv_initial_metadata.recv_initial_metadata = &s->headers;
+    s->open.pending = true;
+    rv = rpc_start_here(s->call, ops, 2, &s->open.tag);
+    if (rv != 0) {
+        s->open.pending = false;
+    }
+    return rv;
+}
+
+int rpc_stream_begin(struct rpc_stream *s)
+{
+    bool more;
+    int rv = end_start(s);
+
+    if (rv == 0 && !s->is_server) {
+        rv = open_start(s);
+    }
+    if (rv == 0) {
+        pthread_mutex_lock(&s->lock);
+        more = recv_claim(s);
+        pthread_mutex_unlock(&s->lock);
+        if (more) {
+            recv_start(s, true);
+        }
+    }
+    return rv;
+}
 
 void rpc_stream_cancel(struct rpc_stream *s)
 {
@@ -336,58 +458,60 @@ void rpc_stream_cancel(struct rpc_stream *s)
 
 bool rpc_stream_is_cancelled(struct rpc_stream *s)
 {
+    bool over;
+
     assert(s->magic == RPC_STREAM_MAGIC);
-    return atomic_load(&s->cancelled_here) ||
-           (end_is_known(s) && s->end.code != 0);
+    pthread_mutex_lock(&s->lock);
+    over = s->end_known && s->end_error.code != 0;
+    pthread_mutex_unlock(&s->lock);
+    return over || atomic_load(&s->cancelled_here);
 }
 
 const char *rpc_stream_peer(struct rpc_stream *s)
 {
     assert(s->magic == RPC_STREAM_MAGIC);
+    pthread_mutex_lock(&s->lock);
     if (s->peer == NULL) {
         s->peer = grpc_call_get_peer(s->call);
     }
+    pthread_mutex_unlock(&s->lock);
     return s->peer != NULL ? s->peer : "unknown";
 }
 
 void rpc_stream_drain(struct rpc_stream *s)
 {
-    gpr_timespec never = gpr_inf_future(GPR_CLOCK_MONOTONIC);
-
-    if (s->opened) {
-        (void)rpc_wait(s->cq, &s->tag_open, never);
-        s->opened = false;
+    pthread_mutex_lock(&s->lock);
+    s->recv_over = true; /* Start no more of them. */
+    while (s->open.pending || s->send.pending || s->recv.pending ||
+           s->end.pending) {
+        pthread_cond_wait(&s->drained, &s->lock);
     }
-    if (s->sending) {
-        (void)rpc_wait(s->cq, &s->tag_send, never);
-        s->sending = false;
-    }
-    if (s->send_buffer != NULL) {
-        grpc_byte_buffer_destroy(s->send_buffer);
-        s->send_buffer = NULL;
-    }
-    if (s->receiving) {
-        (void)rpc_wait(s->cq, &s->tag_recv, never);
-        s->receiving = false;
-    }
-    (void)end_wait(s, never);
+    pthread_mutex_unlock(&s->lock);
 }
 
 void rpc_stream_finish(struct rpc_stream *s, int code, const char *text)
 {
     struct rpc_status_op st;
     grpc_op op;
+    bool stuck;
+    int rv;
 
     assert(s->is_server);
+    pthread_mutex_lock(&s->lock);
+    stuck = s->send.pending;
+    pthread_mutex_unlock(&s->lock);
     /* The last message may be stuck behind a client that does not read. With
      * an error to tell there is no point in waiting for it. */
-    if (s->sending && code != 0) {
+    if (stuck && code != 0) {
         (void)grpc_call_cancel_with_status(s->call, rpc_status_from_code(code),
                                            text, NULL);
     }
-    (void)send_settle(s, gpr_inf_future(GPR_CLOCK_MONOTONIC));
+    pthread_mutex_lock(&s->lock);
+    (void)send_settle(s, RPC_NEVER);
     rpc_status_op_init(&st, &op, code, text);
-    if (send_start(s, &op) != 0) {
+    rv = send_start(s, &op, NULL);
+    pthread_mutex_unlock(&s->lock);
+    if (rv != 0) {
         (void)grpc_call_cancel_with_status(s->call, GRPC_STATUS_INTERNAL,
                                            "the status could not be sent",
                                            NULL);

@@ -1,0 +1,207 @@
+/* node_internal.h - what the files of the node share.
+ *
+ * Threads: the loop owns election, membership and the uplink's and sessions'
+ * numbers; everything else is guarded by the lock named beside it. Locks, in
+ * the order in which they may be taken: sessions_lock -> pub_lock; each of the
+ * others alone. */
+#ifndef CLUSTER_NODE_INTERNAL_H
+#define CLUSTER_NODE_INTERNAL_H
+
+#include "cluster/directory.h"
+#include "cluster/election.h"
+#include "cluster/engine/engine.h"
+#include "cluster/hedge.h"
+#include "cluster/membership.h"
+#include "cluster/pb.h"
+#include "cluster/peer_tier.h"
+#include "cluster/rpc/rpc.h"
+#include "cluster/serve_peer.h"
+#include "store/base/list.h"
+#include "store/base/pool.h"
+#include "store/sos.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <uv.h>
+
+#define WIRE_VERSION 1
+#define TARGET_SIZE 320
+
+/* Something for the loop to do. The task is the loop's from node_post() on and
+ * freed with mem_free() after `fn`, or after `drop` when the loop has ended. */
+struct task {
+    struct list link;
+    void (*fn)(struct hedge_node *n, struct task *t);
+    void (*drop)(struct task *t); /* May be NULL. */
+};
+
+/* The members as others see them; replaced whole by the loop. */
+struct view {
+    atomic_uint refs;
+    uint64_t token, version;
+    size_t n;
+    struct member members[];
+};
+
+struct session; /* A member's control stream, on the leader. node_link.c */
+
+/* The member's end of it. */
+struct uplink {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool running, closing;
+    bool connect; /* There is a (new) leader to go to. */
+    bool report;  /* Send a report now. */
+    char target[TARGET_SIZE];
+    uint64_t token;
+    struct member self;
+    struct rpc_stream *stream; /* To be cancelled from outside. */
+};
+
+struct hedge_node {
+    /* Options, with the defaults filled in. */
+    char *id, *grpc_address, *group, *engine_url, *data_dir;
+    char socket[MEMBER_SOCKET_SIZE];
+    char boot_id[MEMBER_BOOT_ID_SIZE];
+    struct hedge_options o;
+    uint64_t incarnation;
+    uint64_t started_ms;
+    int lock_fd;
+    int listen_fd;
+
+    struct sos *sos;
+    struct tier *peers; /* Owned by the sos. */
+    struct engine engine;
+    struct directory *directory;
+    struct peer_service *peer_service;
+    struct rpc_server *server;
+
+    /* The loop. */
+    uv_loop_t loop;
+    bool loop_open;
+    uv_async_t mailbox;
+    uv_timer_t timer;
+    uv_timer_t figures;
+    uv_poll_t listener;
+    pthread_t loop_thread;
+    bool loop_runs;
+    pthread_mutex_t mailbox_lock;
+    struct list tasks;
+    struct election election;
+    struct membership *membership;
+    struct membership_actions actions;
+    uint64_t next_session;
+    uint64_t leader_token; /* Told to the membership. */
+    uint64_t election_wake_ms, membership_wake_ms;
+    bool stopping, election_stopped;
+
+    struct pool *lease_pool; /* One thread: engine calls of the election. */
+    struct pool *dial_pool;
+
+    struct uplink uplink;
+
+    pthread_mutex_t sessions_lock; /* sessions, publisher */
+    pthread_cond_t sessions_changed;
+    struct list sessions;
+    bool publish, publisher_closing, publisher_runs;
+    pthread_t publisher;
+
+    pthread_mutex_t pub_lock; /* What other threads may look at. */
+    pthread_cond_t pub_changed;
+    struct view *view;
+    struct election_hold hold;
+    struct election_leader leader;
+    uint64_t rounds;
+    uint64_t leader_since; /* Grows with each change. */
+    bool closing;
+
+    pthread_mutex_t channels_lock; /* channels */
+    struct list channels;
+};
+
+/* --- node_loop.c --- */
+int node_loop_start(struct hedge_node *n, struct hedge_error *e);
+/* Waits until the lease is given back, ends the thread. */
+void node_loop_stop(struct hedge_node *n);
+/* Frees it, when nobody can post any more. */
+void node_loop_release(struct hedge_node *n);
+void node_post(struct hedge_node *n, struct task *t);
+void *task_new(size_t size, void (*fn)(struct hedge_node *n, struct task *t));
+struct view *node_view(struct hedge_node *n); /* A reference; or NULL. */
+void view_unref(struct view *v);
+/* Feed an event; on the loop only. */
+void node_membership(struct hedge_node *n, const struct membership_event *ev);
+void node_hint(struct hedge_node *n, enum election_event_type type,
+               const struct engine_lease *lease);
+
+/* --- node_link.c --- */
+int node_link_start(struct hedge_node *n, struct hedge_error *e);
+void node_link_stop(struct hedge_node *n);
+int node_serve_join(struct hedge_node *n, struct rpc_stream *s,
+                    struct hedge_error *e);
+void node_serve_announce(struct hedge_node *n, struct rpc_call *call,
+                         const void *request, size_t len);
+/* On the loop: carry out what the membership asks for. */
+void node_link_act(struct hedge_node *n, struct membership_actions *a);
+
+/* --- stores.c: stores, wherever they are --- */
+
+/* Where a store lives. */
+struct store_place {
+    struct sos_store *local; /* A reference, or NULL: elsewhere. */
+    char owner[264];
+    char target[TARGET_SIZE]; /* For rpc_channel_new(). */
+    char grpc_address[264];   /* For clients. */
+};
+
+int stores_find(struct hedge_node *n, const char *name, uint64_t timeout_ms,
+                struct store_place *out, struct hedge_error *e);
+/* The one there is, or a new one here. `options` NULL: whatever it has.
+ * `exclusive`: HEDGE_EEXISTS when there is one. */
+int stores_open(struct hedge_node *n, const char *name,
+                const struct sos_store_options *options, bool exclusive,
+                uint64_t timeout_ms, struct store_place *out,
+                struct hedge_error *e);
+int stores_remove(struct hedge_node *n, const char *name, uint64_t timeout_ms,
+                  struct hedge_error *e);
+void stores_on_expired(void *ctx, const char *name, uint64_t generation);
+/* This node leads: its own stores go into its directory. */
+void stores_register_own(struct hedge_node *n);
+/* Every store this node owns, for a new leader. */
+int stores_report(struct hedge_node *n, Hedge__V1__JoinReport *out);
+void stores_report_release(Hedge__V1__JoinReport *r);
+
+/* A channel to a node, kept; a reference that node_channel_put() ends. */
+struct kept_channel;
+struct kept_channel *node_channel(struct hedge_node *n, const char *target);
+void node_channel_put(struct hedge_node *n, struct kept_channel *c);
+struct rpc_channel *kept_channel_rpc(struct kept_channel *c);
+/* How this node reaches a member: its Unix socket when it is on this machine,
+ * else TCP. */
+void node_target(const struct hedge_node *n, const struct member *m,
+                 char out[TARGET_SIZE]);
+
+/* --- serve_store.c, serve_cluster.c: handlers --- */
+int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_stat(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_list(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_remove(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_local_stores(struct rpc_call *c, void *ctx, const void *req,
+                        size_t len);
+void serve_members(struct rpc_call *c, void *ctx, const void *req, size_t len);
+int serve_watch_members(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_leader(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_status(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_register(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_unregister(struct rpc_call *c, void *ctx, const void *req,
+                      size_t len);
+void serve_find(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* The list as a message; pb_free()-less: members_release(). */
+int members_message(struct hedge_node *n, struct view *v,
+                    Hedge__V1__MembersReply **out);
+void members_release(Hedge__V1__MembersReply *m);
+
+#endif

@@ -1,0 +1,58 @@
+#include "cluster/rpc/rpc.h"
+#include "store/base/log.h"
+#include "tools/cli.h"
+#include "tools/ctl.h"
+#include "tools/output.h"
+
+#include <signal.h>
+
+static struct ctl ctl;
+
+static const struct cli_option global_options[] = {
+    {.name = "--node",
+     .letter = 'n',
+     .value = "HOST:PORT[,..]",
+     .kind = CLI_TEXT,
+     .out = &ctl.nodes,
+     .help = "Nodes to try in turn, by id or gRPC address. Without it "
+             "$HEDGE_NODE, else " CLIENT_DEFAULT_NODE "."},
+    {.name = "--output",
+     .letter = 'o',
+     .value = "table|json",
+     .kind = CLI_CHOICE,
+     .out = &ctl.output,
+     .fallback = "table",
+     .help = "json prints one object a line."},
+    {.name = "--timeout",
+     .value = "DUR",
+     .kind = CLI_DURATION,
+     .out = &ctl.timeout_ms,
+     .min = 1,
+     .fallback = "15s",
+     .help = "How long a command may wait for the cluster."},
+    {.name = NULL}};
+
+static const struct cli_command *const commands[] = {cluster_commands,
+                                                     sos_commands, NULL};
+
+int main(int argc, char **argv)
+{
+    static const struct cli_program program = {
+        .name = "hedgectl",
+        .version = HEDGE_VERSION,
+        .about = "Talks to a node of a hedge cluster.",
+        .options = global_options,
+        .commands = commands,
+        .notes = "Sizes are bytes, or with K, M or G (1024-based). Durations "
+                 "have a unit: ms, s, m or h. Exit status: 0 done, 1 failed, "
+                 "2 wrong usage, 3 not found.",
+        .ctx = &ctl,
+    };
+
+    rpc_process_setup();
+    /* A reader that has seen enough ends us as it ends any filter. */
+    (void)signal(SIGPIPE, SIG_DFL);
+    log_set_level(LOG_OFF);
+    output_init();
+    return cli_main(&program, argc, argv);
+}

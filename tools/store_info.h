@@ -1,0 +1,21 @@
+/* store_info.h - a store's manifest as results show it: `sos stat`, `sos ls`
+ * and the end of `sos write` print the same.
+ *
+ * Ownership: nothing is kept.
+ * Threads:   one.
+ * Errors:    as output.h.
+ * Units:     bytes.
+ * Limits:    none. */
+#ifndef TOOLS_STORE_INFO_H
+#define TOOLS_STORE_INFO_H
+
+#include "proto/hedge.pb-c.h"
+
+/* One JSON line. */
+void store_info_json(const Hedge__V1__StoreInfo *s);
+/* Several lines and a table of tiers. */
+void store_info_text(const Hedge__V1__StoreInfo *s);
+/* A line per store. */
+void store_info_list(Hedge__V1__StoreInfo *const *stores, size_t n);
+
+#endif
