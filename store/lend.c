@@ -443,12 +443,15 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
 
 /* --- dropping --- */
 
-static void drop_block(struct sos *s, const struct block_id *id)
+static void drop_block(struct sos *s, const struct sos_owner *owner,
+                       const struct block_id *id)
 {
     struct part *p = part_find(s, id->generation);
     struct catalog_entry e;
 
-    if (p == NULL || catalog_get(s->catalog, id, &e) != 0) {
+    if (p == NULL || !is_owner(p, owner) ||
+        p->incarnation > owner->incarnation ||
+        catalog_get(s->catalog, id, &e) != 0) {
         return;
     }
     if (e.copies[0].where == CATALOG_MEMORY) {
@@ -474,7 +477,7 @@ void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
 
     pthread_mutex_lock(&s->lend_lock);
     if (id != NULL) {
-        drop_block(s, id);
+        drop_block(s, owner, id);
     } else {
         list_foreach_safe (l, tmp, &s->parts) {
             struct part *p = container_of(l, struct part, link);
