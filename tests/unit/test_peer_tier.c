@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
@@ -453,6 +454,15 @@ static void end_with_puts_in_flight(void **state)
 /* --- a process that is stopped ---------------------------------------------
  */
 
+static void stop(const struct far_node *far)
+{
+    int status;
+
+    assert_int_equal(kill(far->pid, SIGSTOP), 0);
+    assert_int_equal(waitpid(far->pid, &status, WUNTRACED), far->pid);
+    assert_true(WIFSTOPPED(status));
+}
+
 /* Memory that the transport has not let go of is not given back; it lets go
  * of it although the other end neither reads nor goes away. */
 static void stopped_while_putting(void **state)
@@ -474,7 +484,7 @@ static void stopped_while_putting(void **state)
     put_many(t, m, 1);
     wait_many(m, 1);
     assert_string_equal(node_of(t, &m[0]), "far");
-    assert_int_equal(kill(far.pid, SIGSTOP), 0);
+    stop(&far);
     start = clock_mono_ms();
     for (unsigned i = 1; i < MANY; i++) {
         move_init(&m[i], 100, i, PEER_TEST_BLOCK);
@@ -513,7 +523,7 @@ static void end_while_stopped(void **state)
     peer_tier_update(t, &info, 1);
     move_init(&back, 3, 3, PEER_TEST_BLOCK);
     assert_int_equal(move_there(t, &back), 0);
-    assert_int_equal(kill(far.pid, SIGSTOP), 0);
+    stop(&far);
     put_many(t, m, MANY);
     move_get(t, &back);
     clock_sleep_ms(200);
