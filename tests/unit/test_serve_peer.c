@@ -6,6 +6,7 @@
 #include "store/base/clock.h"
 #include "store/base/hash.h"
 #include "store/base/mem.h"
+#include "store/sos_internal.h"
 #include "proto/hedge.pb-c.h"
 
 #include <stdio.h>
@@ -423,6 +424,34 @@ static void of_another_owner(void **state)
     move_release(&b);
 }
 
+/* What is left of a store whose blocks were dropped one by one goes as well. */
+static void empty_parts_end(void **state)
+{
+    struct rpc_stream *s = open_stream(PUT);
+    Hedge__V1__DropRequest d = HEDGE__V1__DROP_REQUEST__INIT;
+    Hedge__V1__PutRequest m = request(1);
+    uint64_t now = clock_boot_ms();
+    struct move b;
+
+    (void)state;
+    move_init(&b, 9, 0, PEER_TEST_BLOCK);
+    assert_null(put_one(s, &m, b.bytes, b.req.len));
+    lend_expire(node.sos, now);
+    lend_expire(node.sos, now + 10000);
+    assert_int_equal(peer_node_lent(&node), PEER_TEST_BLOCK);
+    d.owner = owner(1);
+    d.generation = 9;
+    d.writer = 3;
+    d.one_block = true;
+    assert_int_equal(call_drop(&d), 0);
+    lend_expire(node.sos, now + 1);
+    assert_false(list_empty(&node.sos->parts));
+    lend_expire(node.sos, clock_boot_ms() + 10001);
+    assert_true(list_empty(&node.sos->parts));
+    rpc_stream_free(s);
+    move_release(&b);
+}
+
 static int call_raw(const char *path, const void *data, size_t len)
 {
     struct rpc_msg reply;
@@ -561,6 +590,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(dropped_while_written),
     TEST(drops),
     TEST(of_another_owner),
+    TEST(empty_parts_end),
     TEST(malformed_calls),
     TEST(gets),
     TEST(malformed_gets),
