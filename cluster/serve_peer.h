@@ -19,6 +19,8 @@ struct peer_service;
 struct peer_service_options {
     struct sos *sos;
     uint64_t block_lease_ms; /* Dropped when not renewed for this long. */
+    uint64_t incarnation;    /* Of this node. Calls meant for another life of it
+                              * end with HEDGE_ELOST; 0: not looked at. */
 };
 
 int peer_service_new(const struct peer_service_options *o,

@@ -77,6 +77,21 @@ static MDB_val val_of(const void *data, size_t len)
     return (MDB_val){.mv_size = len, .mv_data = (void *)(uintptr_t)data};
 }
 
+static MDB_val block_key(const struct block_id *id,
+                         unsigned char bytes[CATALOG_KEY_SIZE])
+{
+    catalog_key_encode(id, bytes);
+    return val_of(bytes, CATALOG_KEY_SIZE);
+}
+
+static MDB_val order_key(uint64_t generation, uint64_t ordinal,
+                         unsigned char bytes[CATALOG_ORDER_KEY_SIZE])
+{
+    put_be64(bytes, generation);
+    put_be64(bytes + 8, ordinal);
+    return val_of(bytes, CATALOG_ORDER_KEY_SIZE);
+}
+
 /* --- opening -------------------------------------------------------------- */
 
 static int empty_dir(const char *dir, struct hedge_error *e)
@@ -272,10 +287,9 @@ static int read_entry(struct catalog_db *db, MDB_txn *txn,
                       const struct block_id *id, struct catalog_entry *out)
 {
     unsigned char key_bytes[CATALOG_KEY_SIZE];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes), value;
+    MDB_val key = block_key(id, key_bytes), value;
     int rv;
 
-    catalog_key_encode(id, key_bytes);
     rv = from_lmdb(mdb_get(txn, db->blocks, &key, &value));
     if (rv == 0) {
         rv = catalog_entry_decode(value.mv_data, value.mv_size, out);
@@ -295,13 +309,6 @@ int catalog_db_get(struct catalog_db *db, const struct block_id *id,
         reader_put(db, r);
     }
     return rv;
-}
-
-static void order_key(unsigned char out[CATALOG_ORDER_KEY_SIZE],
-                      uint64_t generation, uint64_t ordinal)
-{
-    put_be64(out, generation);
-    put_be64(out + 8, ordinal);
 }
 
 static int order_row_decode(const MDB_val *key, const MDB_val *value,
@@ -340,7 +347,7 @@ int catalog_db_seek(struct catalog_db *db, uint64_t generation,
                     struct catalog_entry *out)
 {
     unsigned char key_bytes[CATALOG_ORDER_KEY_SIZE];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes), value;
+    MDB_val key = order_key(generation, ordinal, key_bytes), value;
     MDB_cursor_op op = exact ? MDB_SET_KEY : MDB_SET_RANGE;
     int rv;
     struct reader *r = reader_get(db, &rv);
@@ -348,7 +355,6 @@ int catalog_db_seek(struct catalog_db *db, uint64_t generation,
     if (r == NULL) {
         return rv;
     }
-    order_key(key_bytes, generation, ordinal);
     rv = from_lmdb(mdb_cursor_renew(r->txn, r->order));
     while (rv == 0) {
         struct block_id id;
@@ -382,7 +388,7 @@ static int order_remove(struct catalog_db *db, MDB_txn *txn,
                         const struct block_id *id, uint64_t ordinal)
 {
     unsigned char key_bytes[CATALOG_ORDER_KEY_SIZE];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes), value;
+    MDB_val key, value;
     struct block_id named;
     uint64_t at;
     int rc;
@@ -390,7 +396,7 @@ static int order_remove(struct catalog_db *db, MDB_txn *txn,
     if (ordinal == CATALOG_ORDINAL_NONE) {
         return 0;
     }
-    order_key(key_bytes, id->generation, ordinal);
+    key = order_key(id->generation, ordinal, key_bytes);
     rc = mdb_get(txn, db->order, &key, &value);
     if (rc != 0) {
         return rc == MDB_NOTFOUND ? 0 : rc;
@@ -407,15 +413,16 @@ static int order_put(struct catalog_db *db, MDB_txn *txn,
 {
     unsigned char key_bytes[CATALOG_ORDER_KEY_SIZE];
     unsigned char row[CATALOG_ORDER_SIZE];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes);
-    MDB_val value = val_of(row, sizeof row);
+    MDB_val key;
+    MDB_val value;
 
     if (entry->ordinal == CATALOG_ORDINAL_NONE) {
         return 0;
     }
-    order_key(key_bytes, entry->id.generation, entry->ordinal);
+    key = order_key(entry->id.generation, entry->ordinal, key_bytes);
     put_be32(row, entry->id.writer);
     put_be64(row + 4, entry->id.sequence);
+    value = val_of(row, sizeof row);
     return mdb_put(txn, db->order, &key, &value, 0);
 }
 
@@ -423,12 +430,12 @@ static int apply_put(struct catalog_db *db, MDB_txn *txn,
                      const struct catalog_entry *entry)
 {
     unsigned char key_bytes[CATALOG_KEY_SIZE], row[CATALOG_ENTRY_MAX];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes);
-    MDB_val value = val_of(row, catalog_entry_encode(entry, row));
+    MDB_val key = block_key(&entry->id, key_bytes);
+    size_t row_len = catalog_entry_encode(entry, row);
+    MDB_val value = val_of(row, row_len);
     struct catalog_entry old;
     int rc;
 
-    catalog_key_encode(&entry->id, key_bytes);
     rc = mdb_put(txn, db->blocks, &key, &value, MDB_NOOVERWRITE);
     if (rc == MDB_KEYEXIST) {
         rc = 0;
@@ -436,7 +443,7 @@ static int apply_put(struct catalog_db *db, MDB_txn *txn,
             old.ordinal != entry->ordinal) {
             rc = order_remove(db, txn, &entry->id, old.ordinal);
         }
-        value = val_of(row, catalog_entry_encode(entry, row));
+        value = val_of(row, row_len);
         if (rc == 0) {
             rc = mdb_put(txn, db->blocks, &key, &value, 0);
         }
@@ -448,11 +455,10 @@ static int apply_remove(struct catalog_db *db, MDB_txn *txn,
                         const struct block_id *id)
 {
     unsigned char key_bytes[CATALOG_KEY_SIZE];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes), value;
+    MDB_val key = block_key(id, key_bytes), value;
     struct catalog_entry old;
     int rc;
 
-    catalog_key_encode(id, key_bytes);
     rc = mdb_get(txn, db->blocks, &key, &value);
     if (rc != 0) {
         return rc == MDB_NOTFOUND ? 0 : rc;
@@ -493,11 +499,10 @@ static int remove_next(struct catalog_db *db, MDB_txn *txn, MDB_cursor *cursor,
 {
     struct block_id id = {.generation = generation};
     unsigned char key_bytes[CATALOG_KEY_SIZE];
-    MDB_val key = val_of(key_bytes, sizeof key_bytes), value;
+    MDB_val key = block_key(&id, key_bytes), value;
     struct catalog_entry old;
     int rc;
 
-    catalog_key_encode(&id, key_bytes);
     rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
     if (rc != 0) {
         return rc;
