@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -571,7 +572,8 @@ static pid_t spawn(void (*body)(void))
     pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        alarm(60);
+        /* Not to outlive a test that fails, even stopped. */
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
         body();
         _exit(0);
     }
@@ -887,6 +889,7 @@ int main(void)
     };
     int failed;
 
+    alarm(200); /* A wait without end is a failure. */
     umask(022);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
