@@ -192,16 +192,7 @@ static int fetch_verify(struct fetch *f, struct hedge_error *e)
     if (f->entry.copies[f->copy].where == CATALOG_MEMORY || f->verified) {
         return 0;
     }
-    rv = block_header_decode(f->block, entry_len(&f->entry),
-                             f->store->sos->block_size, &h, e);
-    rv = rv != 0 ? rv : block_header_expect(&h, &f->entry.id, e);
-    if (rv == 0 &&
-        (h.raw_sum != f->entry.raw_sum || h.stored_sum != f->entry.stored_sum ||
-         h.stored_len != f->entry.stored_len)) {
-        rv = error_set(e, HEDGE_ECORRUPT,
-                       "its header is not the one that was stored");
-    }
-    rv = rv != 0 ? rv : block_check_stored(&h, block_payload(f->block), e);
+    rv = entry_check(f->store->sos, &f->entry, f->block, &h, e);
     f->verified = rv == 0;
     return rv;
 }
@@ -499,6 +490,8 @@ static void fill_segment(struct cursor *c, struct fetch *f, struct segment *seg)
                                         .flags = e->flags,
                                         .codec = e->codec};
     seg->continues = c->continuing;
+    seg->store = c->store->name;
+    where_is(f, &seg->node, &seg->kind);
     c->current = f;
 }
 

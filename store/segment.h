@@ -51,6 +51,9 @@ struct segment {
     bool continues;       /* The bytes before `first` end the record begun. */
     bool last_incomplete; /* The last record has no end: leave it out. */
     bool verified;        /* stored_sum has just been checked. */
+    /* Where it came from, for messages; NULL: not known. As long-lived as the
+     * source. */
+    const char *store, *node, *kind;
     /* At the end of the data (next() returned HEDGE_EEND): */
     enum store_state state;
     struct manifest manifest;

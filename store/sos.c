@@ -42,6 +42,25 @@ size_t entry_len(const struct catalog_entry *e)
     return BLOCK_HEADER_SIZE + (size_t)e->stored_len;
 }
 
+int entry_check(struct sos *s, const struct catalog_entry *entry,
+                const void *block, struct block_header *h,
+                struct hedge_error *e)
+{
+    int rv = block_header_decode(block, entry_len(entry), s->block_size, h, e);
+
+    rv = rv != 0 ? rv : block_header_expect(h, &entry->id, e);
+    if (rv == 0 &&
+        (h->raw_sum != entry->raw_sum || h->stored_sum != entry->stored_sum ||
+         h->stored_len != entry->stored_len)) {
+        rv = error_set(e, HEDGE_ECORRUPT,
+                       "its header is not the one that was stored");
+    }
+    return rv != 0
+               ? rv
+               : block_check_stored(
+                     h, (const unsigned char *)block + BLOCK_HEADER_SIZE, e);
+}
+
 void use_add(struct sos_store *store, const struct catalog_entry *e,
              const struct catalog_copy *copy, int sign)
 {

@@ -103,6 +103,10 @@ void use_add(struct sos_store *store, const struct catalog_entry *e,
 void copy_drop(struct sos *s, const struct catalog_entry *e,
                const struct catalog_copy *copy);
 size_t entry_len(const struct catalog_entry *e); /* Header and payload. */
+/* Is what came back from a disk or a peer the block of this entry? */
+int entry_check(struct sos *s, const struct catalog_entry *entry,
+                const void *block, struct block_header *h,
+                struct hedge_error *e);
 void store_ref(struct sos_store *store);
 /* With store->lock held: the last reader or writer may have gone. */
 void store_idle_check(struct sos_store *store);
