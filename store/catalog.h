@@ -5,7 +5,8 @@
  * Ownership: entries are values, copied in and out.
  * Threads:   any thread; one flushing thread of its own.
  * Errors:    HEDGE_ENOTFOUND, HEDGE_EIO, HEDGE_ENOSPC (the map's disk is
- *            full; nothing changed).
+ *            full; nothing changed). While that lasts, changes are taken
+ *            until the table in front is full, and none of those is lost.
  * Units:     bytes.
  * Limits:    CATALOG_PENDING_MAX changes wait for the flush; more block the
  *            caller until it has run. */
@@ -15,6 +16,10 @@
 #include "store/tier.h"
 
 #define CATALOG_COPIES_MAX TIER_COPIES_MAX
+#define CATALOG_PENDING_MAX 4096
+/* The ordinal of an entry that has no place in the store's order: it is found
+ * by its id alone. Other ordinals are unique within a generation. */
+#define CATALOG_ORDINAL_NONE UINT64_MAX
 
 enum catalog_where {
     CATALOG_NONE,
@@ -55,6 +60,7 @@ int catalog_get(struct catalog *c, const struct block_id *id,
 /* By position in the store's order. */
 int catalog_get_ordinal(struct catalog *c, uint64_t generation,
                         uint64_t ordinal, struct catalog_entry *out);
+/* Removing what is not there succeeds. */
 int catalog_remove(struct catalog *c, const struct block_id *id);
 
 /* The first entry of the generation whose ordinal is at least `ordinal`;
@@ -63,10 +69,12 @@ int catalog_remove(struct catalog *c, const struct block_id *id);
 int catalog_next(struct catalog *c, uint64_t generation, uint64_t ordinal,
                  struct catalog_entry *out);
 
-/* Remove all entries of a generation, in bounded transactions. */
+/* Remove all entries of a generation, in bounded transactions; meanwhile none
+ * of them is found any more. Must not race puts of the same generation. */
 int catalog_remove_store(struct catalog *c, uint64_t generation);
 
-/* Wait until everything put so far is in LMDB. */
+/* Wait until everything put so far is in LMDB; an error says that it is not
+ * yet (and still in the table). */
 int catalog_flush(struct catalog *c);
 
 #endif

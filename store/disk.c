@@ -281,6 +281,7 @@ static void init(struct disk *d, const struct disk_options *o)
     pthread_cond_init(&d->quiet, NULL);
     init_lists(d);
     for (unsigned i = 0; i < DISK_INFLIGHT; i++) {
+        d->ops[i].magic = DISK_OP_MAGIC;
         d->ops[i].disk = d;
         list_push(&d->free_ops, &d->ops[i].link);
     }

@@ -156,16 +156,24 @@ void disk_fd_put(struct disk *d, struct disk_extent *x)
 
 /* --- life of an extent ---------------------------------------------------- */
 
+/* The worker is to look whether it is idle and holds what it does not need. */
+static void watch(struct disk *d, struct disk_extent *x)
+{
+    if (list_empty(&x->slack_link)) {
+        x->tail_seen = UINT64_MAX;
+        list_push(&d->slacking, &x->slack_link);
+        pthread_cond_signal(&d->worker_wake);
+    }
+}
+
 void disk_set_allocated(struct disk *d, struct disk_extent *x, uint64_t bytes)
 {
     assert(bytes >= x->tail);
     d->slack -= disk_slack(x);
     x->allocated = bytes;
     d->slack += disk_slack(x);
-    if (list_empty(&x->slack_link) && disk_slack(x) > 0) {
-        x->tail_seen = UINT64_MAX;
-        list_push(&d->slacking, &x->slack_link);
-        pthread_cond_signal(&d->worker_wake);
+    if (disk_slack(x) > 0) {
+        watch(d, x);
     }
 }
 
@@ -181,7 +189,11 @@ static void settle(struct disk *d, struct disk_extent *x)
 {
     struct disk_store *s = x->store;
 
-    if (x->refs > 0 || (!x->doomed && !(x->closed && x->live == 0))) {
+    if (x->refs > 0 || (x->live > 0 && !x->doomed)) {
+        return;
+    }
+    if (!x->closed && !x->doomed) {
+        watch(d, x); /* More may be added, or it may be at its end. */
         return;
     }
     assert(x->busy == 0 && x->live == 0);

@@ -34,6 +34,7 @@
 #define DISK_STORE_BUCKETS 1024
 #define DISK_EXTENT_BUCKETS 4096
 #define DISK_NAME_MAX 64
+#define DISK_OP_MAGIC 0x646b6f70u
 #define DISK_THREADS 8
 
 /* How long dead ranges gather before they are punched, and how many bytes of
@@ -78,7 +79,7 @@ struct disk_extent {
     struct list link;       /* In its bucket. */
     struct list store_link; /* Of its store, then of the reap list. */
     struct list idle_link;  /* Open, and no operation uses it. */
-    struct list slack_link; /* Has allocated bytes beyond the tail. */
+    struct list slack_link; /* May hold what it does not need. */
     struct list dead_link;  /* Has dead ranges. */
     struct disk_store *store;
     struct disk_dead *dead;
@@ -96,6 +97,7 @@ struct disk_extent {
 /* One operation of the backend. */
 struct disk_op {
     uint32_t magic;
+    atomic_uint handed_over; /* Orders what was set before a submission. */
     enum disk_kind kind;
     struct list link; /* Of the free ones or the unstarted ones. */
     struct work work;
@@ -156,7 +158,7 @@ struct disk {
     struct list grow;      /* Stores. */
     struct list reap;      /* Extents to unlink. */
     struct list dead;      /* Extents with dead ranges, oldest first. */
-    struct list slacking;  /* Extents with slack. */
+    struct list slacking;  /* Extents that may hold more than they need. */
     uint64_t trim_at_ms;
     bool punch_refused;
     pthread_t worker;

@@ -5,8 +5,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#define OP_MAGIC 0x646b6f70u
-
 enum verdict { OP_DONE, OP_AGAIN, OP_FAILED };
 
 static const char *const kind_names[] = {
@@ -16,7 +14,7 @@ struct disk_op *disk_op_of(void *tag)
 {
     struct disk_op *op = tag;
 
-    assert(op->magic == OP_MAGIC);
+    assert(op->magic == DISK_OP_MAGIC);
     return op;
 }
 
@@ -92,7 +90,6 @@ static struct tier_req *next_request(struct disk *d, enum disk_kind *kind)
 static bool begin(struct disk *d, struct disk_op *op, struct tier_req *req,
                   enum disk_kind kind)
 {
-    op->magic = OP_MAGIC;
     op->kind = kind;
     op->extent = req->impl;
     op->req = req;

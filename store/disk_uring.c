@@ -66,12 +66,15 @@ static int submit(struct disk *d, struct disk_op *op)
     char *data = (char *)op->req->data + op->done;
     uint64_t at = op->req->place.addr + op->done;
     unsigned len = (unsigned)(op->total - op->done);
+    enum disk_kind kind = op->kind;
     int fd = op->fd, err = EBUSY;
     struct io_uring_sqe *sqe;
 
+    /* The kernel orders this too, but only we can tell the compiler. */
+    atomic_store_explicit(&op->handed_over, 1, memory_order_release);
     pthread_mutex_lock(&r->lock);
     sqe = io_uring_get_sqe(&r->ring);
-    if (sqe != NULL && op->kind == DISK_READ) {
+    if (sqe != NULL && kind == DISK_READ) {
         io_uring_prep_read(sqe, fd, data, len, at);
     } else if (sqe != NULL) {
         io_uring_prep_write(sqe, fd, data, len, at);
@@ -92,7 +95,9 @@ static void reap_one(struct disk_ring *r, struct io_uring_cqe *cqe)
     if (tag == r) {
         r->stop = true;
     } else if (tag != NULL) {
-        disk_op_end(disk_op_of(tag), result);
+        struct disk_op *op = disk_op_of(tag);
+        (void)atomic_load_explicit(&op->handed_over, memory_order_acquire);
+        disk_op_end(op, result);
     }
 }
 

@@ -88,11 +88,11 @@ static void trim_extent(struct disk *d, struct disk_extent *x)
     int fd, rv = 0;
 
     list_remove(&x->slack_link);
-    if (x->doomed || disk_slack(x) == 0) {
+    if (!x->doomed && !x->closed && x->live == 0 && x->refs == 0) {
+        disk_extent_close(d, x);
         return;
     }
-    if (x->live == 0 && x->refs == 0) {
-        disk_extent_close(d, x);
+    if (x->doomed || disk_slack(x) == 0) {
         return;
     }
     disk_set_allocated(d, x, tail);
