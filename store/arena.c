@@ -295,6 +295,9 @@ static void *alloc_locked(struct arena *a, enum arena_class cls, size_t size)
     uint32_t u = NONE;
 
     assert(size > 0 && size <= a->block_size);
+    if (cls != ARENA_STORED) {
+        n = a->chunk_units; /* Shares are counted in whole chunks. */
+    }
     if (n < a->chunk_units) {
         u = piece_take(a, n);
     }
@@ -432,6 +435,15 @@ void arena_home(struct arena *a, void *p)
     pthread_mutex_unlock(&a->lock);
 }
 
+static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
+{
+    unhome(a, unit);
+    account(a, unit->cls, unit->n_units, -1);
+    unit->cls = (uint8_t)to;
+    account(a, unit->cls, unit->n_units, 1);
+    tell_waiters(a);
+}
+
 static bool move_locked(struct arena *a, void *p, enum arena_class to)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
@@ -443,11 +455,7 @@ static bool move_locked(struct arena *a, void *p, enum arena_class to)
     if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
         return false;
     }
-    unhome(a, unit);
-    account(a, unit->cls, unit->n_units, -1);
-    unit->cls = (uint8_t)to;
-    account(a, unit->cls, unit->n_units, 1);
-    tell_waiters(a);
+    reclass(a, unit, to);
     return true;
 }
 
@@ -484,6 +492,7 @@ void arena_shrink(struct arena *a, void *p, size_t size)
     assert(size > 0);
     pthread_mutex_lock(&a->lock);
     assert(atomic_load(&unit->refs) > 0 && n <= unit->n_units);
+    assert(unit->cls == ARENA_STORED);
     if (n < unit->n_units) {
         account(a, unit->cls, unit->n_units, -1);
         units_release(a, u + n, unit->n_units - n);
@@ -507,21 +516,44 @@ void arena_ref(struct arena *a, void *p)
     (void)old;
 }
 
-void arena_unref(struct arena *a, void *p)
+static void free_locked(struct arena *a, uint32_t u)
 {
-    uint32_t u = unit_of(a, p);
     struct unit *unit = &a->units[u];
-    unsigned old = atomic_fetch_sub(&unit->refs, 1);
 
-    assert(old > 0);
-    if (old > 1) {
-        return;
-    }
-    pthread_mutex_lock(&a->lock);
     unhome(a, unit);
     account(a, unit->cls, unit->n_units, -1);
     units_release(a, u, unit->n_units);
     tell_waiters(a);
+}
+
+void arena_unref(struct arena *a, void *p)
+{
+    uint32_t u = unit_of(a, p);
+    unsigned old = atomic_fetch_sub(&a->units[u].refs, 1);
+
+    assert(old > 0);
+    if (old == 1) {
+        pthread_mutex_lock(&a->lock);
+        free_locked(a, u);
+        pthread_mutex_unlock(&a->lock);
+    }
+}
+
+void arena_pass(struct arena *a, void *p, enum arena_class to)
+{
+    uint32_t u = unit_of(a, p);
+    struct unit *unit = &a->units[u];
+    unsigned old;
+
+    pthread_mutex_lock(&a->lock);
+    if (atomic_load(&unit->refs) > 1) {
+        reclass(a, unit, to);
+    }
+    old = atomic_fetch_sub(&unit->refs, 1);
+    assert(old > 0);
+    if (old == 1) {
+        free_locked(a, u);
+    }
     pthread_mutex_unlock(&a->lock);
 }
 
