@@ -18,6 +18,7 @@
 
 #define PASSAGE_MAGIC 0x50415353u
 #define WAIT_STEP_MS 50
+#define IDLE_STEPS 3 /* So long with nothing under way: no room. */
 
 struct sos_sink {
     struct sink base;
@@ -103,6 +104,16 @@ static struct passage *passage_take(struct sos *s, const struct block_id *id)
     }
     pthread_mutex_unlock(&all->lock);
     return p;
+}
+
+static unsigned passages_inflight(struct passages *all)
+{
+    unsigned n;
+
+    pthread_mutex_lock(&all->lock);
+    n = all->inflight;
+    pthread_mutex_unlock(&all->lock);
+    return n;
 }
 
 bool passages_owns(struct sos *s, const struct block_id *id)
@@ -563,14 +574,20 @@ static void sink_back(struct sink *base, void *block)
     arena_unref(sink_of(base)->store->sos->arena, block);
 }
 
-/* Fill waits for out. The share of OUT is only ever held by blocks on their
- * way: what readers hold on is theirs, what has no place raises the share. */
+/* Fill waits for out. False: nothing is under way that would make room, or the
+ * writer has been told already that there is none. */
 static bool may_leave(struct sos_sink *sink, void *block)
 {
-    struct arena *arena = sink->store->sos->arena;
+    struct sos *s = sink->store->sos;
+    unsigned idle_steps = 0;
 
-    while (!arena_move_wait(arena, block, ARENA_OUT, WAIT_STEP_MS)) {
-        if (sink->store->dead) {
+    while (!arena_move_wait(s->arena, block, ARENA_OUT, WAIT_STEP_MS)) {
+        bool idle = passages_inflight(s->passages) == 0 &&
+                    atomic_load(&s->n_burying) == 0;
+
+        idle_steps = idle ? idle_steps + 1 : 0;
+        if (sink->store->dead || atomic_load(&sink->base.failed) != 0 ||
+            idle_steps == IDLE_STEPS) {
             return false;
         }
     }
