@@ -216,10 +216,7 @@ static uint32_t piece_take(struct arena *a, uint32_t n)
 
 static uint32_t share_of(const struct arena *a, unsigned cls)
 {
-    uint32_t n =
-        a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
-
-    return n + a->homed[cls];
+    return a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
 }
 
 static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
@@ -229,12 +226,32 @@ static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
     return used < share ? share - used : 0;
 }
 
+/* What must stay free for the shares, once `cls` holds one chunk more and
+ * `from` one less (ARENA_CLASSES: nobody). Blocks that nobody would take sit
+ * in chunks that filling and leaving were promised: these two give way, because
+ * while there is no room anywhere they get nowhere, but what arrives and what
+ * is read must go on. */
+static uint32_t owed_after(const struct arena *a, unsigned cls, unsigned from)
+{
+    uint32_t owed[ARENA_CLASSES] = {0}, homed = 0, going, rest = 0;
+
+    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
+        owed[k] = deficit(
+            a, k, a->used_chunks[k] - a->homed[k] + (k == cls) - (k == from));
+        homed += a->homed[k];
+        rest += owed[k];
+    }
+    going = owed[ARENA_FILL] + owed[ARENA_OUT];
+    return rest - (homed < going ? homed : going);
+}
+
 /* May `cls` hold one whole chunk more, taken from `from` (ARENA_CLASSES: from
  * the free ones)? What the other classes' shares still lack must stay free. */
 static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
 {
     uint32_t n_free = chunks_free(a);
-    uint32_t owed = 0;
+    bool own = cls != ARENA_STORED && from == ARENA_CLASSES &&
+               a->used_chunks[cls] - a->homed[cls] < share_of(a, cls);
 
     if (from == ARENA_CLASSES) {
         if (n_free == 0) {
@@ -242,18 +259,8 @@ static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
         }
         n_free--;
     }
-    if (cls != ARENA_STORED && from == ARENA_CLASSES &&
-        a->used_chunks[cls] < share_of(a, cls)) {
-        return true;
-    }
-    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
-        uint32_t used = a->used_chunks[k];
-
-        used += k == cls;
-        used -= k == from;
-        owed += deficit(a, k, used);
-    }
-    return n_free >= owed;
+    return (own && cls != ARENA_FILL && cls != ARENA_OUT) ||
+           n_free >= owed_after(a, cls, from);
 }
 
 static void account(struct arena *a, unsigned cls, uint32_t n_units, int sign)
@@ -390,15 +397,11 @@ bool arena_could(struct arena *a, enum arena_class cls)
 
 bool arena_claim(struct arena *a, enum arena_class cls, unsigned n)
 {
-    uint32_t owed = 0;
     bool ok;
 
     pthread_mutex_lock(&a->lock);
     a->claims[cls] += n;
-    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
-        owed += deficit(a, k, a->used_chunks[k]);
-    }
-    ok = chunks_free(a) >= owed;
+    ok = chunks_free(a) >= owed_after(a, ARENA_CLASSES, ARENA_CLASSES);
     if (!ok) {
         a->claims[cls] -= n;
     }
@@ -571,7 +574,7 @@ void *arena_at(const struct arena *a, uint64_t offset)
 
 void arena_use(struct arena *a, struct arena_use *out)
 {
-    uint32_t owed = 0, n_free;
+    uint32_t owed, n_free;
 
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&a->lock);
@@ -579,8 +582,8 @@ void arena_use(struct arena *a, struct arena_use *out)
     for (unsigned k = 0; k < ARENA_CLASSES; k++) {
         out->by_class[k] = a->used_bytes[k];
         out->reserve += (uint64_t)a->share[k] * a->block_size;
-        owed += deficit(a, k, a->used_chunks[k]);
     }
+    owed = owed_after(a, ARENA_CLASSES, ARENA_CLASSES);
     n_free = chunks_free(a);
     out->stored_free =
         n_free > owed ? (uint64_t)(n_free - owed) * a->block_size : 0;

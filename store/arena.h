@@ -81,8 +81,8 @@ bool arena_move(struct arena *a, void *p, enum arena_class to);
 bool arena_move_wait(struct arena *a, void *p, enum arena_class to,
                      uint64_t timeout_ms);
 /* The block stays where it is although its class is a passing one, because
- * nothing else will take it: the class's share grows by it until it is freed or
- * moved. */
+ * nothing else will take it. Until it is freed or moved, it takes the place of
+ * one that is filled or leaving: reading and arriving keep their shares. */
 void arena_home(struct arena *a, void *p);
 
 /* Give back all but the first `size` bytes. Only while there is one reference
