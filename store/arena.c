@@ -450,12 +450,17 @@ static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
 static bool move_locked(struct arena *a, void *p, enum arena_class to)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
+    bool homed;
 
     assert(atomic_load(&unit->refs) > 0);
     if (unit->cls == to) {
         return true;
     }
+    homed = unit->homed;
+    unhome(a, unit);
     if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
+        unit->homed = homed;
+        a->homed[unit->cls] += homed;
         return false;
     }
     reclass(a, unit, to);
