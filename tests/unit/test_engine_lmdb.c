@@ -26,7 +26,8 @@
 
 #define LEASE 1000u
 
-static char top[] = "/tmp/hedge-test-engine-XXXXXX";
+/* In memory where that can be had: a busy disk makes every commit slow. */
+static char top[64] = "/dev/shm/hedge-test-engine-XXXXXX";
 static char dir[128], url[256];
 static uint64_t manual_ms;
 static struct hedge_error err;
@@ -699,12 +700,12 @@ static void contend(void)
     char id[32];
     struct engine_holder who = {id, "", 1};
     struct engine g = child_open();
-    uint64_t until, t;
+    uint64_t start = clock_mono_ms(), t;
 
     (void)snprintf(id, sizeof id, "pid-%d", (int)getpid());
     shared->ready++;
-    until = clock_mono_ms() + 1500;
-    while (clock_mono_ms() < until) {
+    while (clock_mono_ms() < start + 1000 ||
+           (shared->acquisitions < 50 && clock_mono_ms() < start + 30000)) {
         int rv = acquire(&g, &who, &t);
         if (rv == HEDGE_EBUSY) {
             continue;
@@ -742,7 +743,7 @@ static void test_contention(void **state)
         reap(pids[i]);
     }
     assert_int_equal(shared->failures, 0);
-    assert_true(shared->acquisitions > 10);
+    assert_true(shared->acquisitions >= 50);
     assert_int_equal(shared->acquisitions, shared->last_token);
 }
 
@@ -778,7 +779,7 @@ static void test_process_stopped_inside_a_transaction(void **state)
     start = clock_mono_ms();
     assert_int_equal(engine_renew(&g, t, LEASE, &err), HEDGE_ETIMEDOUT);
     assert_in_range(clock_mono_ms() - start, LMDB_LEASE_WAIT_MS - 1,
-                    LMDB_LEASE_WAIT_MS + 500);
+                    LMDB_LEASE_WAIT_MS + 2000);
     (void)snprintf(number, sizeof number, "process %d ", (int)pid);
     assert_non_null(strstr(err.text, number));
     assert_true(look(&g).held); /* Readers are not in its way. */
@@ -893,6 +894,9 @@ int main(void)
     umask(022);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (access("/dev/shm", W_OK) != 0) {
+        (void)snprintf(top, sizeof top, "/tmp/hedge-test-engine-XXXXXX");
+    }
     if (shared == MAP_FAILED || mkdtemp(top) == NULL) {
         return 1;
     }
