@@ -747,6 +747,39 @@ static void test_contention(void **state)
     assert_int_equal(shared->acquisitions, shared->last_token);
 }
 
+static void write_without_a_pause(void)
+{
+    static const struct lmdb_env_options o = {.map_bytes = 64 << 20};
+    struct lmdb_env *env;
+    MDB_txn *txn;
+
+    if (lmdb_env_open(dir, "lease", &o, &env, &err) != 0) {
+        _exit(9);
+    }
+    while (lmdb_write_begin(env, 5000, &txn, &err) == 0) {
+        shared->ready = 1;
+        clock_sleep_ms(5);
+        lmdb_write_abort(env, txn);
+    }
+    _exit(8);
+}
+
+static void test_waiting_writers_get_their_turn(void **state)
+{
+    struct engine g = opened("g");
+    pid_t pid;
+    uint64_t t;
+
+    (void)state;
+    pid = spawn(write_without_a_pause);
+    wait_ready(1);
+    for (unsigned i = 0; i < 20; i++) {
+        assert_int_equal(acquire(&g, &a, &t), 0);
+    }
+    kill_now(pid);
+    engine_close(&g);
+}
+
 static void stop_inside_a_transaction(void)
 {
     static const struct lmdb_env_options o = {.map_bytes = 64 << 20};
@@ -883,6 +916,7 @@ int main(void)
         cmocka_unit_test_setup(test_killed_holder, setup),
         cmocka_unit_test_setup(test_killed_while_writing, setup),
         cmocka_unit_test_setup(test_contention, setup),
+        cmocka_unit_test_setup(test_waiting_writers_get_their_turn, setup),
         cmocka_unit_test_setup(test_process_stopped_inside_a_transaction,
                                setup),
         cmocka_unit_test_setup(test_slots_of_dead_readers, setup),
