@@ -114,7 +114,7 @@ struct hedge_node {
     struct election_leader leader;
     uint64_t rounds;
     uint64_t leader_since; /* Grows with each change. */
-    bool closing;
+    atomic_bool closing;
 
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;

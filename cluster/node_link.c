@@ -369,10 +369,15 @@ void node_serve_announce(struct hedge_node *n, struct rpc_call *call,
     Hedge__V1__Empty reply = HEDGE__V1__EMPTY__INIT;
     struct hint_task *t = task_new(sizeof *t, on_hint);
 
-    if (m == NULL || t == NULL ||
-        !member_set_text(t->lease.holder, sizeof t->lease.holder, m->id) ||
-        !member_set_text(t->lease.address, sizeof t->lease.address,
-                         m->grpc_address)) {
+    if (n->closing) {
+        /* Or the new leader would wait for its reports. */
+        rpc_fail(call, HEDGE_ECLOSED, "the node stops");
+        mem_free(t);
+    } else if (m == NULL || t == NULL ||
+               !member_set_text(t->lease.holder, sizeof t->lease.holder,
+                                m->id) ||
+               !member_set_text(t->lease.address, sizeof t->lease.address,
+                                m->grpc_address)) {
         rpc_fail(call, HEDGE_EPROTO, "not an announcement");
         mem_free(t);
     } else {

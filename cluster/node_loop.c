@@ -413,9 +413,35 @@ static void refresh_figures(struct hedge_node *n)
     node_membership(n, &ev);
 }
 
+struct maintain_work {
+    struct work work;
+    struct hedge_node *node;
+};
+
+static void run_maintain(struct work *work)
+{
+    struct maintain_work *w = container_of(work, struct maintain_work, work);
+    struct hedge_error e = {0};
+
+    if (engine_maintain(&w->node->engine, NULL, &e) != 0) {
+        log_warn("node", "engine: %s", e.text);
+    }
+    mem_free(w);
+}
+
 static void on_figures(uv_timer_t *t)
 {
-    refresh_figures(t->data);
+    struct hedge_node *n = t->data;
+    struct maintain_work *w;
+
+    refresh_figures(n);
+    w = n->leader_token != 0 ? mem_calloc(1, sizeof *w) : NULL;
+    if (w != NULL) {
+        w->node = n;
+        if (pool_submit(n->dial_pool, &w->work, run_maintain) != 0) {
+            mem_free(w);
+        }
+    }
 }
 
 /* Nobody is served on the id's own port yet: it is bound, so that no other

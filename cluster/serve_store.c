@@ -418,7 +418,8 @@ static void sends_leave(struct sends *s)
 }
 
 /* Wait until at most `max` are held; false when the client has gone. */
-static bool sends_await(struct sends *s, unsigned max, struct rpc_stream *stream)
+static bool sends_await(struct sends *s, unsigned max,
+                        struct rpc_stream *stream)
 {
     bool gone = false;
 

@@ -216,10 +216,7 @@ static uint32_t piece_take(struct arena *a, uint32_t n)
 
 static uint32_t share_of(const struct arena *a, unsigned cls)
 {
-    uint32_t n =
-        a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
-
-    return n + a->homed[cls];
+    return a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
 }
 
 static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
@@ -229,12 +226,32 @@ static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
     return used < share ? share - used : 0;
 }
 
+/* What must stay free for the shares, once `cls` holds one chunk more and
+ * `from` one less (ARENA_CLASSES: nobody). Blocks that nobody would take sit
+ * in chunks that filling and leaving were promised: these two give way, because
+ * while there is no room anywhere they get nowhere, but what arrives and what
+ * is read must go on. */
+static uint32_t owed_after(const struct arena *a, unsigned cls, unsigned from)
+{
+    uint32_t owed[ARENA_CLASSES] = {0}, homed = 0, going, rest = 0;
+
+    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
+        owed[k] = deficit(
+            a, k, a->used_chunks[k] - a->homed[k] + (k == cls) - (k == from));
+        homed += a->homed[k];
+        rest += owed[k];
+    }
+    going = owed[ARENA_FILL] + owed[ARENA_OUT];
+    return rest - (homed < going ? homed : going);
+}
+
 /* May `cls` hold one whole chunk more, taken from `from` (ARENA_CLASSES: from
  * the free ones)? What the other classes' shares still lack must stay free. */
 static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
 {
     uint32_t n_free = chunks_free(a);
-    uint32_t owed = 0;
+    bool own = cls != ARENA_STORED && from == ARENA_CLASSES &&
+               a->used_chunks[cls] - a->homed[cls] < share_of(a, cls);
 
     if (from == ARENA_CLASSES) {
         if (n_free == 0) {
@@ -242,18 +259,8 @@ static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
         }
         n_free--;
     }
-    if (cls != ARENA_STORED && from == ARENA_CLASSES &&
-        a->used_chunks[cls] < share_of(a, cls)) {
-        return true;
-    }
-    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
-        uint32_t used = a->used_chunks[k];
-
-        used += k == cls;
-        used -= k == from;
-        owed += deficit(a, k, used);
-    }
-    return n_free >= owed;
+    return (own && cls != ARENA_FILL && cls != ARENA_OUT) ||
+           n_free >= owed_after(a, cls, from);
 }
 
 static void account(struct arena *a, unsigned cls, uint32_t n_units, int sign)
@@ -295,6 +302,9 @@ static void *alloc_locked(struct arena *a, enum arena_class cls, size_t size)
     uint32_t u = NONE;
 
     assert(size > 0 && size <= a->block_size);
+    if (cls != ARENA_STORED) {
+        n = a->chunk_units; /* Shares are counted in whole chunks. */
+    }
     if (n < a->chunk_units) {
         u = piece_take(a, n);
     }
@@ -387,15 +397,11 @@ bool arena_could(struct arena *a, enum arena_class cls)
 
 bool arena_claim(struct arena *a, enum arena_class cls, unsigned n)
 {
-    uint32_t owed = 0;
     bool ok;
 
     pthread_mutex_lock(&a->lock);
     a->claims[cls] += n;
-    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
-        owed += deficit(a, k, a->used_chunks[k]);
-    }
-    ok = chunks_free(a) >= owed;
+    ok = chunks_free(a) >= owed_after(a, ARENA_CLASSES, ARENA_CLASSES);
     if (!ok) {
         a->claims[cls] -= n;
     }
@@ -432,22 +438,32 @@ void arena_home(struct arena *a, void *p)
     pthread_mutex_unlock(&a->lock);
 }
 
-static bool move_locked(struct arena *a, void *p, enum arena_class to)
+static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
 {
-    struct unit *unit = &a->units[unit_of(a, p)];
-
-    assert(atomic_load(&unit->refs) > 0);
-    if (unit->cls == to) {
-        return true;
-    }
-    if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
-        return false;
-    }
     unhome(a, unit);
     account(a, unit->cls, unit->n_units, -1);
     unit->cls = (uint8_t)to;
     account(a, unit->cls, unit->n_units, 1);
     tell_waiters(a);
+}
+
+static bool move_locked(struct arena *a, void *p, enum arena_class to)
+{
+    struct unit *unit = &a->units[unit_of(a, p)];
+    bool homed;
+
+    assert(atomic_load(&unit->refs) > 0);
+    if (unit->cls == to) {
+        return true;
+    }
+    homed = unit->homed;
+    unhome(a, unit);
+    if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
+        unit->homed = homed;
+        a->homed[unit->cls] += homed;
+        return false;
+    }
+    reclass(a, unit, to);
     return true;
 }
 
@@ -484,6 +500,7 @@ void arena_shrink(struct arena *a, void *p, size_t size)
     assert(size > 0);
     pthread_mutex_lock(&a->lock);
     assert(atomic_load(&unit->refs) > 0 && n <= unit->n_units);
+    assert(unit->cls == ARENA_STORED);
     if (n < unit->n_units) {
         account(a, unit->cls, unit->n_units, -1);
         units_release(a, u + n, unit->n_units - n);
@@ -507,21 +524,44 @@ void arena_ref(struct arena *a, void *p)
     (void)old;
 }
 
-void arena_unref(struct arena *a, void *p)
+static void free_locked(struct arena *a, uint32_t u)
 {
-    uint32_t u = unit_of(a, p);
     struct unit *unit = &a->units[u];
-    unsigned old = atomic_fetch_sub(&unit->refs, 1);
 
-    assert(old > 0);
-    if (old > 1) {
-        return;
-    }
-    pthread_mutex_lock(&a->lock);
     unhome(a, unit);
     account(a, unit->cls, unit->n_units, -1);
     units_release(a, u, unit->n_units);
     tell_waiters(a);
+}
+
+void arena_unref(struct arena *a, void *p)
+{
+    uint32_t u = unit_of(a, p);
+    unsigned old = atomic_fetch_sub(&a->units[u].refs, 1);
+
+    assert(old > 0);
+    if (old == 1) {
+        pthread_mutex_lock(&a->lock);
+        free_locked(a, u);
+        pthread_mutex_unlock(&a->lock);
+    }
+}
+
+void arena_pass(struct arena *a, void *p, enum arena_class to)
+{
+    uint32_t u = unit_of(a, p);
+    struct unit *unit = &a->units[u];
+    unsigned old;
+
+    pthread_mutex_lock(&a->lock);
+    if (atomic_load(&unit->refs) > 1) {
+        reclass(a, unit, to);
+    }
+    old = atomic_fetch_sub(&unit->refs, 1);
+    assert(old > 0);
+    if (old == 1) {
+        free_locked(a, u);
+    }
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -539,7 +579,7 @@ void *arena_at(const struct arena *a, uint64_t offset)
 
 void arena_use(struct arena *a, struct arena_use *out)
 {
-    uint32_t owed = 0, n_free;
+    uint32_t owed, n_free;
 
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&a->lock);
@@ -547,8 +587,8 @@ void arena_use(struct arena *a, struct arena_use *out)
     for (unsigned k = 0; k < ARENA_CLASSES; k++) {
         out->by_class[k] = a->used_bytes[k];
         out->reserve += (uint64_t)a->share[k] * a->block_size;
-        owed += deficit(a, k, a->used_chunks[k]);
     }
+    owed = owed_after(a, ARENA_CLASSES, ARENA_CLASSES);
     n_free = chunks_free(a);
     out->stored_free =
         n_free > owed ? (uint64_t)(n_free - owed) * a->block_size : 0;

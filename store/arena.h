@@ -59,7 +59,8 @@ int arena_new(const struct arena_options *o, struct arena **out,
               struct hedge_error *e);
 void arena_free(struct arena *a);
 
-/* Allocate; the memory is not cleared. NULL when the class may not have it. */
+/* Allocate; the memory is not cleared. NULL when the class may not have it. A
+ * passing block takes a whole chunk however short it is. */
 void *arena_alloc(struct arena *a, enum arena_class cls, size_t size);
 /* The same, waiting until it may; NULL when timeout_ms have passed. */
 void *arena_alloc_wait(struct arena *a, enum arena_class cls, size_t size,
@@ -80,18 +81,21 @@ bool arena_move(struct arena *a, void *p, enum arena_class to);
 bool arena_move_wait(struct arena *a, void *p, enum arena_class to,
                      uint64_t timeout_ms);
 /* The block stays where it is although its class is a passing one, because
- * nothing else will take it: the class's share grows by it until it is freed or
- * moved. */
+ * nothing else will take it. Until it is freed or moved, it takes the place of
+ * one that is filled or leaving: reading and arriving keep their shares. */
 void arena_home(struct arena *a, void *p);
 
 /* Give back all but the first `size` bytes. Only while there is one reference
- * and nobody reads the tail. */
+ * and nobody reads the tail, and only what is ARENA_STORED. */
 void arena_shrink(struct arena *a, void *p, size_t size);
 /* What the block takes up. */
 size_t arena_size(struct arena *a, const void *p);
 
 void arena_ref(struct arena *a, void *p);
 void arena_unref(struct arena *a, void *p);
+/* The same; if others still hold the block it counts as theirs, in class `to`,
+ * where they have claimed a place for it. */
+void arena_pass(struct arena *a, void *p, enum arena_class to);
 
 /* Blocks as numbers, for the catalog. */
 uint64_t arena_offset(const struct arena *a, const void *p);

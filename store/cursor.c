@@ -19,8 +19,15 @@
 #define WAIT_STEP_MS 50
 #define WINDOW_MAX 64 /* Segments given to a far reader, not yet done. */
 
+/* A segment given out, and what was passed over after it. */
+struct given {
+    struct block_id id;          /* generation 0: nothing to discard. */
+    uint64_t skip_from, skip_to; /* Ordinals. */
+};
+
 struct cursor {
     struct source base;
+    struct list link; /* sos.cursors */
     struct sos_store *store;
     struct sos_read_options options;
     bool manual;    /* Discard by sos_source_done() only. */
@@ -30,10 +37,11 @@ struct cursor {
     struct fetch slots[SLOTS];
     struct fetch extra;    /* A continuation out of turn. */
     struct fetch *current; /* Delivered by the last next(). */
+    struct fetch *wanted;  /* To be delivered by this one. */
     bool continuing;       /* The record begun goes on in the block `due`. */
     struct block_id due;
     uint64_t frozen_end; /* Do not go past; UINT64_MAX: as far as there is. */
-    struct block_id given[WINDOW_MAX]; /* Blocks to discard, oldest first. */
+    struct given given[WINDOW_MAX]; /* To be discarded, oldest first. */
     unsigned given_at, n_given;
 };
 
@@ -43,6 +51,25 @@ static struct cursor *cursor_of(struct source *base)
 }
 
 /* --- fetching --- */
+
+/* store->lock held. Somebody has discarded the block while it was read: the
+ * last of its readers gives the copies back. */
+static void drop_after_read(struct fetch *f)
+{
+    struct sos_store *store = f->store;
+    struct fetch *other = fetch_of(store, &f->entry.id);
+
+    f->discard_after = false;
+    if (other != NULL) {
+        other->entry = f->entry;
+        other->discard_after = true;
+    }
+    for (unsigned i = 0; other == NULL && i < f->entry.n_copies; i++) {
+        if (f->entry.copies[i].where != CATALOG_MEMORY) {
+            copy_drop(store->sos, &f->entry, &f->entry.copies[i]);
+        }
+    }
+}
 
 static void on_get(struct tier_req *req)
 {
@@ -54,12 +81,7 @@ static void on_get(struct tier_req *req)
     f->loading = false;
     f->failed = req->status != 0;
     if (f->discard_after) {
-        for (unsigned i = 0; i < f->entry.n_copies; i++) {
-            if (f->entry.copies[i].where != CATALOG_MEMORY) {
-                copy_drop(store->sos, &f->entry, &f->entry.copies[i]);
-            }
-        }
-        f->discard_after = false;
+        drop_after_read(f);
     }
     pthread_cond_broadcast(&store->changed);
     pthread_mutex_unlock(&store->lock);
@@ -71,6 +93,7 @@ static void fetch_start(struct fetch *f)
     struct sos *s = f->store->sos;
     const struct catalog_copy *copy = &f->entry.copies[f->copy];
     struct tier *tier = copy->where == CATALOG_DISK ? s->disk : s->remote;
+    int rv;
 
     memset(&f->req, 0, sizeof f->req);
     f->req.id = f->entry.id;
@@ -83,8 +106,9 @@ static void fetch_start(struct fetch *f)
     f->failed = f->verified = false;
     f->loading = true;
     list_push(&f->store->fetches, &f->link);
-    f->req.status = tier_get(tier, &f->req);
-    if (f->req.status != 0) {
+    rv = tier_get(tier, &f->req); /* 0: the request is the tier's from here. */
+    if (rv != 0) {
+        f->req.status = rv;
         list_remove(&f->link);
         f->loading = false;
         f->failed = true;
@@ -92,10 +116,10 @@ static void fetch_start(struct fetch *f)
 }
 
 /* store->lock held. Take the block where it is, or start reading it into
- * memory: spare memory, or (`needed`) the reader's own. False: there is none
- * now. */
+ * memory: spare memory, or (`own_ok`) one of the reader's own. False: there is
+ * none now. */
 static bool fetch_open(struct fetch *f, const struct catalog_entry *e,
-                       bool needed)
+                       bool own_ok)
 {
     struct arena *arena = f->store->sos->arena;
     size_t len = BLOCK_HEADER_SIZE + (size_t)e->stored_len;
@@ -103,16 +127,18 @@ static bool fetch_open(struct fetch *f, const struct catalog_entry *e,
     assert(!f->used && e->n_copies > 0);
     f->entry = *e;
     f->copy = 0;
-    f->failed = f->loading = f->verified = false;
+    f->failed = f->loading = f->verified = f->own = false;
     if (e->copies[0].where == CATALOG_MEMORY) {
+        /* If it leaves or is discarded meanwhile it becomes the reader's. */
         f->block = arena_at(arena, e->copies[0].place.addr);
         arena_ref(arena, f->block);
-        f->used = true;
+        f->used = f->own = true;
         return true;
     }
     f->block = arena_alloc(arena, ARENA_AHEAD, len);
-    if (f->block == NULL && needed) {
+    if (f->block == NULL && own_ok) {
         f->block = arena_alloc(arena, ARENA_READ, len);
+        f->own = f->block != NULL;
     }
     if (f->block == NULL) {
         return false;
@@ -130,7 +156,7 @@ static void fetch_close(struct fetch *f)
     }
     if (f->used) {
         arena_unref(f->store->sos->arena, f->block);
-        f->used = false;
+        f->used = f->own = false;
         f->block = NULL;
     }
 }
@@ -168,18 +194,27 @@ static int fetch_verify(struct fetch *f, struct hedge_error *e)
     if (f->entry.copies[f->copy].where == CATALOG_MEMORY || f->verified) {
         return 0;
     }
-    rv = block_header_decode(f->block, entry_len(&f->entry),
-                             f->store->sos->block_size, &h, e);
-    rv = rv != 0 ? rv : block_header_expect(&h, &f->entry.id, e);
-    if (rv == 0 &&
-        (h.raw_sum != f->entry.raw_sum || h.stored_sum != f->entry.stored_sum ||
-         h.stored_len != f->entry.stored_len)) {
-        rv = error_set(e, HEDGE_ECORRUPT,
-                       "its header is not the one that was stored");
-    }
-    rv = rv != 0 ? rv : block_check_stored(&h, block_payload(f->block), e);
+    rv = entry_check(f->store->sos, &f->entry, f->block, &h, e);
     f->verified = rv == 0;
     return rv;
+}
+
+/* The next copy, if there is one and nobody has discarded the block. */
+static bool fetch_again(struct fetch *f)
+{
+    struct sos_store *store = f->store;
+    struct catalog_entry e;
+    bool again;
+
+    pthread_mutex_lock(&store->lock);
+    again = f->copy + 1 < f->entry.n_copies &&
+            catalog_get(store->sos->catalog, &f->entry.id, &e) == 0;
+    if (again) {
+        f->copy++;
+        fetch_start(f);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return again;
 }
 
 /* Wait until the block is here and right; other copies are tried in turn. */
@@ -206,14 +241,9 @@ static int fetch_finish(struct fetch *f, struct hedge_error *e)
             return 0;
         }
         (void)name_place(f, rv, e);
-        if (f->copy + 1 >= f->entry.n_copies ||
-            f->entry.copies[f->copy + 1].where == CATALOG_MEMORY) {
+        if (!fetch_again(f)) {
             return rv;
         }
-        pthread_mutex_lock(&store->lock);
-        f->copy++;
-        fetch_start(f);
-        pthread_mutex_unlock(&store->lock);
     }
 }
 
@@ -224,12 +254,25 @@ static struct fetch *slot_of(struct cursor *c, uint64_t ordinal)
     return &c->slots[ordinal % SLOTS];
 }
 
-/* store->lock held. Is there any use in fetching this one ahead? The middle of
- * a record of another writer is fetched when its record is delivered. */
+/* store->lock held. Is there any use in fetching this one ahead? What is in
+ * memory is delivered from there, and holding it would keep it from leaving.
+ * The middle of a record of another writer is fetched with its record. */
 static bool worth_fetching(const struct catalog_entry *e, uint32_t last_writer)
 {
-    return e->n_copies > 0 &&
+    return e->n_copies > 0 && e->copies[0].where != CATALOG_MEMORY &&
            (e->first != BLOCK_FIRST_NONE || e->id.writer == last_writer);
+}
+
+/* store->lock held. A reader has claimed OWN_BLOCKS: one for the block it is
+ * at, which leaves one to fetch ahead when there is no spare memory. */
+static bool may_fetch_own(const struct cursor *c)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < SLOTS; i++) {
+        n += c->slots[i].own && &c->slots[i] != c->wanted;
+    }
+    return n + 1 < OWN_BLOCKS;
 }
 
 /* store->lock held. Fill the ring as far as memory allows. */
@@ -248,7 +291,7 @@ static void read_ahead(struct cursor *c)
             catalog_get_ordinal(store->sos->catalog, store->generation,
                                 c->ahead, &e) == 0) {
             if (worth_fetching(&e, c->last_writer) &&
-                !fetch_open(f, &e, false)) {
+                !fetch_open(f, &e, may_fetch_own(c))) {
                 return;
             }
             c->last_writer = e.id.writer;
@@ -257,46 +300,128 @@ static void read_ahead(struct cursor *c)
     }
 }
 
-/* store->lock held. The block for `e`: out of the ring, or fetched now. */
+/* store->lock held. Spare memory the reader does not need at once. */
+static void give_back_ahead(struct cursor *c)
+{
+    for (unsigned i = 0; i < SLOTS; i++) {
+        struct fetch *f = &c->slots[i];
+
+        if (f->used && !f->own && !f->loading && f != c->current &&
+            f != c->wanted) {
+            fetch_close(f);
+        }
+    }
+}
+
+void cursors_reclaim(struct sos *s)
+{
+    struct list *l;
+
+    pthread_mutex_lock(&s->cursors_lock);
+    list_foreach (l, &s->cursors) {
+        struct cursor *c = container_of(l, struct cursor, link);
+
+        pthread_mutex_lock(&c->store->lock);
+        give_back_ahead(c);
+        pthread_mutex_unlock(&c->store->lock);
+    }
+    pthread_mutex_unlock(&s->cursors_lock);
+}
+
+/* store->lock held. The block for `e`: out of the ring, or fetched now. A slot
+ * never holds another block: those of earlier numbers have been closed. */
 static struct fetch *fetch_now(const struct catalog_entry *e,
                                struct fetch *into)
 {
-    if (into->used && block_id_equal(&into->entry.id, &e->id)) {
+    if (into->used) {
+        assert(block_id_equal(&into->entry.id, &e->id));
         return into;
     }
-    fetch_close(into);
     return fetch_open(into, e, true) ? into : NULL;
 }
 
 /* --- discarding --- */
 
 /* store->lock held. */
+static struct writer_state *state_of(struct cursor *c,
+                                     const struct catalog_entry *e)
+{
+    return &c->store->states[e->id.writer];
+}
+
+/* store->lock held. Does the block belong to a record that may still get its
+ * end, although this reader has passed it over? */
+static bool is_growing(struct cursor *c, const struct catalog_entry *e)
+{
+    const struct writer_state *w = state_of(c, e);
+
+    return !w->ended && w->open_sequence != TALLY_NONE &&
+           e->id.sequence >= w->open_sequence;
+}
+
+/* store->lock held. */
+static void discard_passed(struct cursor *c, uint64_t ordinal)
+{
+    struct sos_store *store = c->store;
+    struct catalog_entry e;
+
+    if (catalog_get_ordinal(store->sos->catalog, store->generation, ordinal,
+                            &e) == 0 &&
+        !is_growing(c, &e)) {
+        store_discard(store, &e.id, false);
+    }
+}
+
+/* store->lock held. */
 static void done_with(struct cursor *c, unsigned n)
 {
     for (; n > 0 && c->n_given > 0; n--) {
-        struct block_id id = c->given[c->given_at];
+        struct given g = c->given[c->given_at];
 
         c->given_at = (c->given_at + 1) % WINDOW_MAX;
         c->n_given--;
-        if (id.generation != 0) {
-            store_discard(c->store, &id, false);
+        if (g.id.generation != 0) {
+            store_discard(c->store, &g.id, false);
+        }
+        for (uint64_t i = g.skip_from; i < g.skip_to; i++) {
+            discard_passed(c, i);
         }
     }
 }
 
-/* store->lock held. A segment out of turn discards nothing. */
+/* store->lock held. A segment out of turn discards nothing: NULL. */
 static void remember(struct cursor *c, const struct block_id *id)
 {
-    static const struct block_id nothing;
+    struct given *g = &c->given[(c->given_at + c->n_given) % WINDOW_MAX];
 
     if (c->options.discard) {
-        if (c->n_given == WINDOW_MAX) {
-            done_with(c, 1);
+        assert(c->n_given < WINDOW_MAX);
+        memset(g, 0, sizeof *g);
+        if (id != NULL) {
+            g->id = *id;
         }
-        c->given[(c->given_at + c->n_given) % WINDOW_MAX] =
-            id != NULL ? *id : nothing;
         c->n_given++;
     }
+}
+
+/* store->lock held. The middle of a record at c->next came with the start of
+ * that record: it may go when the last segment given may. */
+static void pass_over(struct cursor *c)
+{
+    struct given *g;
+
+    if (!c->options.discard) {
+        return;
+    }
+    if (c->n_given == 0) {
+        discard_passed(c, c->next);
+        return;
+    }
+    g = &c->given[(c->given_at + c->n_given - 1) % WINDOW_MAX];
+    if (g->skip_from == g->skip_to) {
+        g->skip_from = c->next;
+    }
+    g->skip_to = c->next + 1;
 }
 
 void sos_source_manual_discard(struct source *source)
@@ -310,22 +435,44 @@ void sos_source_done(struct source *source, unsigned n)
 
     pthread_mutex_lock(&c->store->lock);
     done_with(c, n);
+    pthread_cond_broadcast(&c->store->changed);
     pthread_mutex_unlock(&c->store->lock);
 }
 
 /* --- delivering --- */
 
+/* What next() has found out with the lock held. */
+struct step {
+    struct fetch *fetch;
+    bool in_turn; /* The block at its own number, else a continuation. */
+    bool last_incomplete;
+    bool keep; /* Somebody may still want the block. */
+};
+
 /* store->lock held. */
 static bool is_unfinished(struct cursor *c, const struct catalog_entry *e)
 {
     return (e->flags & BLOCK_CONTINUES) != 0 && e->first != BLOCK_FIRST_NONE &&
-           c->store->open_sequences[e->id.writer] == e->id.sequence;
+           state_of(c, e)->open_sequence == e->id.sequence;
 }
 
-/* store->lock held. May the end of an unfinished record still come? */
-static bool worth_waiting(struct cursor *c)
+/* store->lock held. The last record of the block has no end (yet): false if it
+ * is to be waited for. Otherwise it is left out, and if it may still grow, the
+ * reader sees nothing that is written from now on. */
+static bool leave_out(struct cursor *c, const struct catalog_entry *e,
+                      struct step *step)
 {
-    return c->options.follow && c->store->writers > 0;
+    if (is_growing(c, e)) {
+        if (c->options.follow) {
+            return false;
+        }
+        if (c->frozen_end == UINT64_MAX) {
+            c->frozen_end = c->store->next_ordinal;
+        }
+        step->keep = true;
+    }
+    step->last_incomplete = true;
+    return true;
 }
 
 static void fill_segment(struct cursor *c, struct fetch *f, struct segment *seg)
@@ -347,6 +494,8 @@ static void fill_segment(struct cursor *c, struct fetch *f, struct segment *seg)
                                         .flags = e->flags,
                                         .codec = e->codec};
     seg->continues = c->continuing;
+    seg->store = c->store->name;
+    where_is(f, &seg->node, &seg->kind);
     c->current = f;
 }
 
@@ -376,13 +525,6 @@ static int at_end(struct cursor *c, struct segment *seg)
     seg->complete = c->next == store->next_ordinal;
     return HEDGE_EEND;
 }
-
-/* What next() has found out with the lock held. */
-struct step {
-    struct fetch *fetch;
-    bool in_turn; /* The block at its own number, else a continuation. */
-    bool last_incomplete;
-};
 
 /* store->lock held. Is there a block for the next number, now or ever? 0, or
  * HEDGE_EEND, HEDGE_EAGAIN (wait), or an error. */
@@ -418,12 +560,8 @@ static int step_continuation(struct cursor *c, struct step *step,
         return lost_entry(c, err);
     }
     step->in_turn = e.ordinal == c->next;
-    if (step->in_turn && is_unfinished(c, &e)) {
-        if (worth_waiting(c)) {
-            return HEDGE_EAGAIN;
-        }
-        step->last_incomplete = true;
-        c->frozen_end = store->next_ordinal;
+    if (step->in_turn && is_unfinished(c, &e) && !leave_out(c, &e, step)) {
+        return HEDGE_EAGAIN;
     }
     step->fetch = slot_of(c, e.ordinal);
     if (!step->in_turn && (e.ordinal >= c->ahead || !step->fetch->used)) {
@@ -443,10 +581,7 @@ static int step_in_turn(struct cursor *c, struct step *step,
     while (rv == 0 && e.first == BLOCK_FIRST_NONE) {
         /* The middle of a record: it came with that record's start. */
         fetch_close(slot_of(c, c->next));
-        remember(c, &e.id);
-        if (!c->manual) {
-            done_with(c, c->n_given);
-        }
+        pass_over(c);
         c->next++;
         rv = next_entry(c, &e, err);
     }
@@ -454,18 +589,14 @@ static int step_in_turn(struct cursor *c, struct step *step,
         return rv;
     }
     step->in_turn = true;
-    if (is_unfinished(c, &e)) {
-        if (worth_waiting(c)) {
-            return HEDGE_EAGAIN;
-        }
-        step->last_incomplete = true;
-        c->frozen_end = c->store->next_ordinal;
+    if (is_unfinished(c, &e) && !leave_out(c, &e, step)) {
+        return HEDGE_EAGAIN;
     }
     step->fetch = fetch_now(&e, slot_of(c, c->next));
     return step->fetch == NULL ? HEDGE_EAGAIN : 0;
 }
 
-/* store->lock held. */
+/* store->lock held. The segment given before has been delivered. */
 static void give_back_current(struct cursor *c)
 {
     if (c->current != NULL) {
@@ -477,9 +608,6 @@ static void give_back_current(struct cursor *c)
             fetch_close(c->current);
         }
         c->current = NULL;
-    }
-    if (!c->manual) {
-        done_with(c, c->n_given);
     }
 }
 
@@ -497,7 +625,7 @@ static void advance(struct cursor *c, const struct step *step,
         seg->start = middle ? e->raw_len : e->first;
         seg->stop = e->raw_len;
         c->next++;
-        remember(c, &e->id);
+        remember(c, step->keep ? NULL : &e->id);
     } else {
         goes_on = goes_on && middle;
         remember(c, NULL);
@@ -525,6 +653,16 @@ static bool wait_changed(struct sos_store *store, uint64_t deadline_ns)
     return true;
 }
 
+/* store->lock held. */
+static int next_step(struct cursor *c, struct step *step, struct hedge_error *e)
+{
+    if (c->n_given == WINDOW_MAX) {
+        return HEDGE_EAGAIN; /* The far reader is behind. */
+    }
+    return c->continuing ? step_continuation(c, step, e)
+                         : step_in_turn(c, step, e);
+}
+
 static int cursor_next(struct source *base, uint64_t timeout_ms,
                        struct segment *seg, struct hedge_error *e)
 {
@@ -538,10 +676,12 @@ static int cursor_next(struct source *base, uint64_t timeout_ms,
 
     pthread_mutex_lock(&store->lock);
     give_back_current(c);
+    if (!c->manual) {
+        done_with(c, c->n_given);
+    }
     for (;;) {
         memset(&step, 0, sizeof step);
-        rv = c->continuing ? step_continuation(c, &step, e)
-                           : step_in_turn(c, &step, e);
+        rv = next_step(c, &step, e);
         if (rv != HEDGE_EAGAIN) {
             break;
         }
@@ -554,6 +694,7 @@ static int cursor_next(struct source *base, uint64_t timeout_ms,
         rv = at_end(c, seg);
     }
     if (rv == 0) {
+        c->wanted = step.fetch;
         read_ahead(c);
     }
     pthread_mutex_unlock(&store->lock);
@@ -561,11 +702,12 @@ static int cursor_next(struct source *base, uint64_t timeout_ms,
         return rv;
     }
     rv = fetch_finish(step.fetch, e);
+    pthread_mutex_lock(&store->lock);
+    c->wanted = NULL;
     if (rv == 0) {
-        pthread_mutex_lock(&store->lock);
         advance(c, &step, seg);
-        pthread_mutex_unlock(&store->lock);
     }
+    pthread_mutex_unlock(&store->lock);
     return rv;
 }
 
@@ -574,6 +716,9 @@ static void cursor_free(struct source *base)
     struct cursor *c = cursor_of(base);
     struct sos_store *store = c->store;
 
+    pthread_mutex_lock(&store->sos->cursors_lock);
+    list_remove(&c->link);
+    pthread_mutex_unlock(&store->sos->cursors_lock);
     pthread_mutex_lock(&store->lock);
     give_back_current(c);
     for (unsigned i = 0; i < SLOTS; i++) {
@@ -628,6 +773,9 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     pthread_mutex_lock(&store->lock);
     store->readers++;
     pthread_mutex_unlock(&store->lock);
+    pthread_mutex_lock(&s->cursors_lock);
+    list_push(&s->cursors, &c->link);
+    pthread_mutex_unlock(&s->cursors_lock);
     *out = &c->base;
     return 0;
 }

@@ -28,6 +28,7 @@
 #define DISK_BUFFER_ALIGN 4096u /* What tier.h promises of `data`. */
 #define DISK_LEN_MAX ((size_t)64 << 20)
 #define DISK_GROW_MIN ((uint64_t)1 << 20)
+#define DISK_GROW_STEP ((uint64_t)8 << 20)
 #define DISK_FILES_OPEN_MAX 256
 #define DISK_TRIES_MAX 64
 #define DISK_DEAD_MAX 256

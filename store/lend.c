@@ -373,9 +373,8 @@ static struct part *part_hold(struct sos *s, uint64_t generation)
 {
     struct part *p = part_find(s, generation);
 
-    if (p != NULL) {
-        p->inflight++;
-    }
+    assert(p != NULL);
+    p->inflight++;
     return p;
 }
 
@@ -401,12 +400,7 @@ static int read_into_arena(struct sos *s, const struct catalog_entry *entry,
                          s->node);
     }
     rv = read_disk(s, entry, *block, e);
-    if (rv == 0) {
-        rv =
-            block_header_decode(*block, entry_len(entry), s->block_size, &h, e);
-    }
-    rv = rv != 0 ? rv : block_header_expect(&h, &entry->id, e);
-    rv = rv != 0 ? rv : block_check_stored(&h, block_payload(*block), e);
+    rv = rv != 0 ? rv : entry_check(s, entry, *block, &h, e);
     if (rv != 0) {
         arena_unref(s->arena, *block);
         *block = NULL;
@@ -423,13 +417,15 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
 
     *block = NULL;
     pthread_mutex_lock(&s->lend_lock);
-    rv = catalog_get(s->catalog, id, &entry);
+    /* Not a block of this node's own stores: those have other locks. */
+    rv = part_find(s, id->generation) == NULL
+             ? HEDGE_ENOTFOUND
+             : catalog_get(s->catalog, id, &entry);
     if (rv == 0 && entry.copies[0].where == CATALOG_MEMORY) {
         *block = arena_at(s->arena, entry.copies[0].place.addr);
         arena_ref(s->arena, *block);
     } else if (rv == 0) {
         p = part_hold(s, id->generation);
-        rv = p == NULL ? HEDGE_ENOTFOUND : 0;
     }
     pthread_mutex_unlock(&s->lend_lock);
     if (rv != 0) {

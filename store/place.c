@@ -18,6 +18,7 @@
 
 #define PASSAGE_MAGIC 0x50415353u
 #define WAIT_STEP_MS 50
+#define IDLE_STEPS 3 /* So long with nothing under way: no room. */
 
 struct sos_sink {
     struct sink base;
@@ -29,7 +30,7 @@ struct sos_sink {
 
 struct passage {
     unsigned magic;
-    struct list link; /* Of the free or the homeless ones. */
+    struct list link; /* Of the free, the homeless or the waiting ones. */
     struct sos_store *store;
     struct sos_sink *sink; /* NULL once the writer has been told. */
     struct tier_req req;
@@ -46,6 +47,7 @@ struct passages {
     pthread_cond_t freed;
     struct list free;
     struct list homeless; /* Nobody took them; tried again now and then. */
+    struct list waiting;  /* Active, until dead stores have been buried. */
     unsigned inflight;
     struct passage all[PASSAGES_MAX];
 };
@@ -63,6 +65,7 @@ int passages_new(struct sos *s, struct passages **out)
     pthread_cond_init(&p->freed, NULL);
     list_init(&p->free);
     list_init(&p->homeless);
+    list_init(&p->waiting);
     for (unsigned i = 0; i < PASSAGES_MAX; i++) {
         p->all[i].magic = PASSAGE_MAGIC;
         list_push(&p->free, &p->all[i].link);
@@ -79,16 +82,6 @@ void passages_free(struct passages *p)
     pthread_cond_destroy(&p->freed);
     pthread_mutex_destroy(&p->lock);
     mem_free(p);
-}
-
-unsigned passages_inflight(struct sos *s)
-{
-    unsigned n;
-
-    pthread_mutex_lock(&s->passages->lock);
-    n = s->passages->inflight;
-    pthread_mutex_unlock(&s->passages->lock);
-    return n;
 }
 
 /* Waits for one of the passages under way to end when all are in use. NULL
@@ -113,6 +106,16 @@ static struct passage *passage_take(struct sos *s, const struct block_id *id)
     return p;
 }
 
+static unsigned passages_inflight(struct passages *all)
+{
+    unsigned n;
+
+    pthread_mutex_lock(&all->lock);
+    n = all->inflight;
+    pthread_mutex_unlock(&all->lock);
+    return n;
+}
+
 bool passages_owns(struct sos *s, const struct block_id *id)
 {
     struct passages *all = s->passages;
@@ -134,7 +137,8 @@ bool passages_owns(struct sos *s, const struct block_id *id)
     return owned;
 }
 
-/* An active passage ends: it is free again or waits among the homeless. */
+/* An active passage ends: it is free again or waits among the homeless. The
+ * last thing done with it: the next moment it is another writer's. */
 static void passage_give(struct sos *s, struct passage *p, bool homeless)
 {
     struct passages *all = s->passages;
@@ -159,7 +163,7 @@ static void fail_sink(struct sos_sink *sink, int code, const char *text)
 }
 
 /* store->lock held: nobody waits for this passage any more. */
-static void passage_leave(struct passage *p)
+static void passage_leave(struct passage *p, bool homeless)
 {
     struct sos_store *store = p->store;
 
@@ -169,6 +173,7 @@ static void passage_leave(struct passage *p)
     }
     store->inflight--;
     pthread_cond_broadcast(&store->changed);
+    passage_give(store->sos, p, homeless);
 }
 
 /* store->lock held. The catalog has the new copies in place of the old. */
@@ -199,7 +204,7 @@ static void drop_new_copies(struct passage *p)
     }
 }
 
-/* The copies made are where they should be. */
+/* store->lock held. The copies made are where they should be. */
 static void passage_done(struct passage *p)
 {
     struct sos_store *store = p->store;
@@ -207,7 +212,6 @@ static void passage_done(struct passage *p)
     struct catalog_entry old;
     bool there, moved;
 
-    pthread_mutex_lock(&store->lock);
     /* Gone when a reader has discarded the block meanwhile. */
     there = catalog_get(s->catalog, &p->entry.id, &old) == 0;
     moved = there && catalog_put(s->catalog, &p->entry) == 0;
@@ -219,12 +223,12 @@ static void passage_done(struct passage *p)
     if (there && !moved && p->sink != NULL) {
         fail_sink(p->sink, HEDGE_EIO, "the catalog cannot be written");
     }
-    passage_give(s, p, false);
-    if (there ? moved && !p->stays : true) {
-        arena_unref(s->arena, p->block);
+    if (!there || (moved && !p->stays)) {
+        arena_pass(s->arena, p->block, ARENA_READ);
+    } else if (!p->stays) {
+        arena_home(s->arena, p->block);
     }
-    passage_leave(p);
-    pthread_mutex_unlock(&store->lock);
+    passage_leave(p, false);
 }
 
 static void memory_copy(struct passage *p, struct catalog_copy *out)
@@ -235,13 +239,50 @@ static void memory_copy(struct passage *p, struct catalog_copy *out)
     out->place.kind = 1;
 }
 
-/* Nobody takes the block, or not as often as wanted: it stays where it is. */
+/* store->lock held. Take a block of this length into the memory tier if the
+ * limits allow. */
+static bool stay_in_memory(struct sos_store *store, void *block, size_t len)
+{
+    struct arena *arena = store->sos->arena;
+    size_t size = (len + ARENA_UNIT - 1) / ARENA_UNIT * ARENA_UNIT;
+
+    if ((store->options.mem_limit != 0 &&
+         store->mem_used + size > store->options.mem_limit) ||
+        !arena_move(arena, block, ARENA_STORED)) {
+        return false;
+    }
+    arena_shrink(arena, block, len);
+    store->mem_used += size;
+    return true;
+}
+
+/* No tier takes the block. Is there room in memory by now? */
+static bool passage_stays(struct passage *p)
+{
+    struct sos_store *store = p->store;
+    bool ok = false;
+
+    cursors_reclaim(store->sos);
+    pthread_mutex_lock(&store->lock);
+    ok = stay_in_memory(store, p->block, p->req.len);
+    if (ok) {
+        p->stays = true;
+        memory_copy(p, &p->entry.copies[p->entry.n_copies++]);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return ok;
+}
+
+/* store->lock held. Nobody takes the block, or not as often as wanted: it stays
+ * where it is. */
 static void passage_home(struct passage *p)
 {
     struct sos_store *store = p->store;
     struct sos *s = store->sos;
     unsigned had = p->entry.n_copies, wanted = store->options.replicas;
     struct hedge_error why = p->req.error;
+    struct catalog_entry e;
+    bool there = catalog_get(s->catalog, &p->entry.id, &e) == 0;
 
     if (wanted > 1) {
         (void)error_set(&why, HEDGE_EFULL,
@@ -249,18 +290,14 @@ static void passage_home(struct passage *p)
                         "made: %.400s",
                         wanted, had == 0 ? 1 : had, p->req.error.text);
     }
-    pthread_mutex_lock(&store->lock);
-    if (p->sink != NULL) {
+    if (there && p->sink != NULL && !store->dead) {
         fail_sink(p->sink, HEDGE_EFULL, why.text);
     }
-    if (had == 0) {
+    if (had > 0 || !there) {
+        passage_done(p); /* Fewer copies than wanted, or not wanted at all. */
+    } else {
         arena_home(s->arena, p->block);
-        passage_give(s, p, true);
-        passage_leave(p);
-    }
-    pthread_mutex_unlock(&store->lock);
-    if (had > 0) {
-        passage_done(p); /* Fewer copies than wanted, but a home. */
+        passage_leave(p, true);
     }
 }
 
@@ -336,24 +373,52 @@ static bool submit_disk(struct passage *p)
 
 static void describe_limits(struct sos_store *store, struct hedge_error *e);
 
+/* Wait for the janitor while it is about to make room. */
+static bool passage_waits(struct passage *p)
+{
+    struct passages *all = p->store->sos->passages;
+
+    if (atomic_load(&p->store->sos->n_burying) == 0) {
+        return false;
+    }
+    pthread_mutex_lock(&all->lock);
+    list_push(&all->waiting, &p->link);
+    pthread_mutex_unlock(&all->lock);
+    return true;
+}
+
 /* Ask the next tier, or end the passage; exhausted: no peer has room. */
 static void passage_step(struct passage *p, bool exhausted)
 {
-    struct sos *s = p->store->sos;
+    struct sos_store *store = p->store;
+    struct sos *s = store->sos;
+    bool enough = p->entry.n_copies >= store->options.replicas || store->dead;
 
-    if (p->entry.n_copies >= p->store->options.replicas) {
-        passage_done(p);
-        return;
-    }
-    if (!p->stays && !p->tried_disk && submit_disk(p)) {
+    if (!enough && !p->stays && !p->tried_disk && submit_disk(p)) {
         return;
     }
     p->tried_disk = true;
-    if (!exhausted && s->remote != NULL && tier_put(s->remote, &p->req) == 0) {
+    if (!enough && !exhausted && s->remote != NULL &&
+        tier_put(s->remote, &p->req) == 0) {
         return;
     }
-    describe_limits(p->store, &p->req.error);
-    passage_home(p);
+    if (!enough && p->entry.n_copies == 0) {
+        if (passage_stays(p)) {
+            enough = store->options.replicas == 1;
+        } else if (passage_waits(p)) {
+            return;
+        }
+    }
+    if (!enough) {
+        describe_limits(store, &p->req.error);
+    }
+    pthread_mutex_lock(&store->lock);
+    if (enough && p->entry.n_copies > 0) {
+        passage_done(p);
+    } else {
+        passage_home(p);
+    }
+    pthread_mutex_unlock(&store->lock);
 }
 
 /* What the people who wait for room should know; whatever the last tier said
@@ -412,19 +477,28 @@ static void passage_start(struct passage *p, struct sos_sink *sink,
 void passages_retry(struct sos *s)
 {
     struct passages *all = s->passages;
-    struct list *l, *tmp;
+    struct list waited, *l, *tmp;
 
+    list_init(&waited);
     pthread_mutex_lock(&all->lock);
+    list_splice(&waited, &all->waiting);
     list_foreach_safe (l, tmp, &all->homeless) {
         struct passage *p = container_of(l, struct passage, link);
 
         if (arena_move(s->arena, p->block, ARENA_STORED)) {
+            arena_shrink(s->arena, p->block, p->req.len);
             list_remove(l);
             list_push(&all->free, l);
             pthread_cond_signal(&all->freed);
         }
     }
     pthread_mutex_unlock(&all->lock);
+    while ((l = list_pop(&waited)) != NULL) {
+        struct passage *p = container_of(l, struct passage, link);
+
+        p->tried_disk = p->stays;
+        passage_step(p, false);
+    }
 }
 
 void passages_purge(struct sos *s, struct sos_store *store)
@@ -500,43 +574,20 @@ static void sink_back(struct sink *base, void *block)
     arena_unref(sink_of(base)->store->sos->arena, block);
 }
 
-/* Take it into the memory tier if the limits allow. */
-static bool stay_in_memory(struct sos_store *store, void *block, size_t len)
-{
-    struct arena *arena = store->sos->arena;
-    size_t size = (len + ARENA_UNIT - 1) / ARENA_UNIT * ARENA_UNIT;
-    bool ok;
-
-    pthread_mutex_lock(&store->lock);
-    ok = store->options.mem_limit == 0 ||
-         store->mem_used + size <= store->options.mem_limit;
-    if (ok) {
-        store->mem_used += size;
-    }
-    pthread_mutex_unlock(&store->lock);
-    if (ok && arena_move(arena, block, ARENA_STORED)) {
-        arena_shrink(arena, block, len);
-        return true;
-    }
-    if (ok) {
-        pthread_mutex_lock(&store->lock);
-        store->mem_used -= size;
-        pthread_mutex_unlock(&store->lock);
-    }
-    return false;
-}
-
-/* Fill waits for out. False: nothing is under way that would make room. */
+/* Fill waits for out. False: nothing is under way that would make room, or the
+ * writer has been told already that there is none. */
 static bool may_leave(struct sos_sink *sink, void *block)
 {
     struct sos *s = sink->store->sos;
+    unsigned idle_steps = 0;
 
     while (!arena_move_wait(s->arena, block, ARENA_OUT, WAIT_STEP_MS)) {
-        if (passages_inflight(s) == 0 &&
-            !arena_move(s->arena, block, ARENA_OUT)) {
-            return false;
-        }
-        if (sink->store->dead) {
+        bool idle = passages_inflight(s->passages) == 0 &&
+                    atomic_load(&s->n_burying) == 0;
+
+        idle_steps = idle ? idle_steps + 1 : 0;
+        if (sink->store->dead || atomic_load(&sink->base.failed) != 0 ||
+            idle_steps == IDLE_STEPS) {
             return false;
         }
     }
@@ -566,6 +617,7 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
     struct sos_store *store = sink->store;
     struct catalog_copy *copy = &e->copies[0];
     const unsigned char *raw = (const unsigned char *)block + BLOCK_HEADER_SIZE;
+    struct tally tally = sink->tally;
     int rv = 0;
 
     pthread_mutex_lock(&store->lock);
@@ -574,8 +626,7 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
                        "store \"%s\" was removed while it was written",
                        store->name);
     } else {
-        rv =
-            tally_add(&sink->tally, h, h->codec == BLOCK_RAW ? raw : NULL, err);
+        rv = tally_add(&tally, h, h->codec == BLOCK_RAW ? raw : NULL, err);
     }
     if (rv == 0) {
         e->ordinal = store->next_ordinal;
@@ -591,7 +642,8 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
     }
     if (rv == 0) {
         store->next_ordinal++;
-        store->open_sequences[h->id.writer] = sink->tally.open_sequence;
+        sink->tally = tally;
+        store->states[h->id.writer].open_sequence = tally.open_sequence;
         use_add(store, e, copy, 1);
         if (leaves) {
             store->inflight++;
@@ -607,17 +659,48 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
 
 /* The block cannot leave and may not stay: it stays all the same, and the
  * writer is told. */
-static void home_here(struct sos_sink *sink, void *block, bool stays)
+static void tell_full(struct sos_sink *sink)
 {
     struct hedge_error why = {0};
 
-    if (!stays) {
-        arena_home(sink->store->sos->arena, block);
-    }
     describe_limits(sink->store, &why);
     pthread_mutex_lock(&sink->store->lock);
     fail_sink(sink, HEDGE_EFULL, why.text);
     pthread_mutex_unlock(&sink->store->lock);
+}
+
+/* A block that has not been published. */
+static void sink_refuse(struct sos_sink *sink, void *block, bool stays)
+{
+    struct sos_store *store = sink->store;
+
+    pthread_mutex_lock(&store->lock);
+    store->mem_used -= stays ? arena_size(store->sos->arena, block) : 0;
+    pthread_mutex_unlock(&store->lock);
+    arena_unref(store->sos->arena, block);
+}
+
+static bool sink_keeps(struct sos_sink *sink, void *block, size_t len)
+{
+    bool stays;
+
+    pthread_mutex_lock(&sink->store->lock);
+    stays = stay_in_memory(sink->store, block, len);
+    pthread_mutex_unlock(&sink->store->lock);
+    return stays;
+}
+
+static int check_writer(const struct sos_sink *sink,
+                        const struct block_header *h, struct hedge_error *e)
+{
+    if (h->id.generation != sink->base.generation ||
+        h->id.writer != sink->base.writer) {
+        return error_set(
+            e, HEDGE_EPROTO, "a block of %llx/%u came from writer %llx/%u",
+            (unsigned long long)h->id.generation, h->id.writer,
+            (unsigned long long)sink->base.generation, sink->base.writer);
+    }
+    return 0;
 }
 
 static int sink_put(struct sink *base, void *block,
@@ -630,34 +713,35 @@ static int sink_put(struct sink *base, void *block,
     struct catalog_entry e;
     struct passage *p = NULL;
     size_t len = BLOCK_HEADER_SIZE + (size_t)h->stored_len;
-    bool stays, leaves;
+    bool stays;
     int rv;
 
     err = err != NULL ? err : &own;
-    stays = stay_in_memory(store, block, len);
-    leaves = stays ? store->options.replicas > 1 : may_leave(sink, block);
-    if (leaves) {
+    rv = check_writer(sink, h, err);
+    if (rv != 0) {
+        sink_refuse(sink, block, false);
+        return rv;
+    }
+    stays = sink_keeps(sink, block, len);
+    if (stays ? store->options.replicas > 1 : may_leave(sink, block)) {
         p = passage_take(s, &h->id);
-        leaves = p != NULL;
+    }
+    if (p == NULL && !stays) {
+        arena_home(s->arena, block); /* While it is still only ours. */
     }
     fill_entry(&e, h);
-    rv = publish(sink, &e, h, block, stays, leaves, err);
+    rv = publish(sink, &e, h, block, stays, p != NULL, err);
     if (rv != 0) {
         if (p != NULL) {
             passage_give(s, p, false);
         }
-        if (stays) {
-            pthread_mutex_lock(&store->lock);
-            store->mem_used -= arena_size(s->arena, block);
-            pthread_mutex_unlock(&store->lock);
-        }
-        arena_unref(s->arena, block);
+        sink_refuse(sink, block, stays);
         return rv;
     }
-    if (leaves) {
+    if (p != NULL) {
         passage_start(p, sink, &e, block, stays);
     } else if (!stays || store->options.replicas > 1) {
-        home_here(sink, block, stays);
+        tell_full(sink);
     }
     return 0;
 }
@@ -679,18 +763,19 @@ static int register_writer(struct sos_store *store, uint32_t *id,
                          "can be",
                          store->name, SOS_WRITERS_MAX);
     }
-    if (store->n_writers == store->open_cap) {
-        uint32_t cap = store->open_cap == 0 ? 8 : store->open_cap * 2;
-        uint64_t *more = mem_realloc(store->open_sequences, cap * sizeof *more);
+    if (store->n_writers == store->states_cap) {
+        uint32_t cap = store->states_cap == 0 ? 8 : store->states_cap * 2;
+        struct writer_state *more =
+            mem_realloc(store->states, cap * sizeof *more);
 
         if (more == NULL) {
             return error_set(e, HEDGE_ENOMEM, "no memory for a writer");
         }
-        store->open_sequences = more;
-        store->open_cap = cap;
+        store->states = more;
+        store->states_cap = cap;
     }
     *id = store->n_writers++;
-    store->open_sequences[*id] = TALLY_NONE;
+    store->states[*id] = (struct writer_state){.open_sequence = TALLY_NONE};
     store->writers++;
     return 0;
 }
@@ -772,8 +857,12 @@ static void drop_unfinished(struct sos_sink *sink)
 }
 
 /* store->lock held. */
-static void unregister_writer(struct sos_store *store, bool aborted)
+static void unregister_writer(struct sos_sink *sink, bool aborted)
 {
+    struct sos_store *store = sink->store;
+
+    drop_unfinished(sink);
+    store->states[sink->base.writer].ended = true;
     store->aborted = store->aborted || aborted;
     store->writers--;
     store_idle_check(store);
@@ -818,10 +907,9 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
                        (unsigned long long)out->bytes);
         aborted = true;
     } else {
-        drop_unfinished(sink);
         manifest_merge(&store->closed, out);
     }
-    unregister_writer(store, aborted);
+    unregister_writer(sink, aborted);
     pthread_mutex_unlock(&store->lock);
     sink_free(sink);
     return rv;
@@ -833,8 +921,7 @@ void sos_sink_abort(struct sink *base)
 
     pthread_mutex_lock(&sink->store->lock);
     wait_settled(sink);
-    drop_unfinished(sink);
-    unregister_writer(sink->store, true);
+    unregister_writer(sink, true);
     pthread_mutex_unlock(&sink->store->lock);
     sink_free(sink);
 }

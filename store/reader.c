@@ -31,12 +31,23 @@ void reader_release(struct reader *r)
     r->decoded = NULL;
 }
 
+/* Say which block of which store, and where it was. */
+static int name_block(struct reader *r, int rv)
+{
+    const struct segment *seg = &r->seg;
+
+    (void)error_prefix(&r->error, "store \"%s\", block %u/%llu on %s (%s)",
+                       seg->store != NULL ? seg->store : "?",
+                       seg->header.id.writer,
+                       (unsigned long long)seg->header.id.sequence,
+                       seg->node != NULL ? seg->node : "?",
+                       seg->kind != NULL ? seg->kind : "?");
+    return rv;
+}
+
 static int broken(struct reader *r, const char *what)
 {
-    return error_set(&r->error, HEDGE_ECORRUPT, "block %llx/%u/%llu: %s",
-                     (unsigned long long)r->seg.header.id.generation,
-                     r->seg.header.id.writer,
-                     (unsigned long long)r->seg.header.id.sequence, what);
+    return name_block(r, error_set(&r->error, HEDGE_ECORRUPT, "%s", what));
 }
 
 /* Make the raw payload of the segment available and check it. */
@@ -61,11 +72,12 @@ static int unpack(struct reader *r)
         }
         rv = codec_decode(r->codec, h, r->seg.payload, r->decoded, &r->error);
         if (rv != 0) {
-            return rv;
+            return name_block(r, rv);
         }
         r->raw = r->decoded;
     }
-    return block_check_raw(h, r->raw, &r->error);
+    rv = block_check_raw(h, r->raw, &r->error);
+    return rv == 0 ? 0 : name_block(r, rv);
 }
 
 /* Each block counts once: where its records are delivered, or, if none starts

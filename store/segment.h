@@ -57,6 +57,9 @@ struct segment {
      * by a reference of one's own; NULL: it cannot. */
     struct arena *arena;
     void *block;
+    /* Where it came from, for messages; NULL: not known. As long-lived as the
+     * source. */
+    const char *store, *node, *kind;
     /* At the end of the data (next() returned HEDGE_EEND): */
     enum store_state state;
     struct manifest manifest;

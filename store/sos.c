@@ -42,6 +42,25 @@ size_t entry_len(const struct catalog_entry *e)
     return BLOCK_HEADER_SIZE + (size_t)e->stored_len;
 }
 
+int entry_check(struct sos *s, const struct catalog_entry *entry,
+                const void *block, struct block_header *h,
+                struct hedge_error *e)
+{
+    int rv = block_header_decode(block, entry_len(entry), s->block_size, h, e);
+
+    rv = rv != 0 ? rv : block_header_expect(h, &entry->id, e);
+    if (rv == 0 &&
+        (h->raw_sum != entry->raw_sum || h->stored_sum != entry->stored_sum ||
+         h->stored_len != entry->stored_len)) {
+        rv = error_set(e, HEDGE_ECORRUPT,
+                       "its header is not the one that was stored");
+    }
+    return rv != 0
+               ? rv
+               : block_check_stored(
+                     h, (const unsigned char *)block + BLOCK_HEADER_SIZE, e);
+}
+
 void use_add(struct sos_store *store, const struct catalog_entry *e,
              const struct catalog_copy *copy, int sign)
 {
@@ -76,7 +95,8 @@ void copy_drop(struct sos *s, const struct catalog_entry *e,
 {
     switch (copy->where) {
     case CATALOG_MEMORY:
-        arena_unref(s->arena, arena_at(s->arena, copy->place.addr));
+        /* A reader that is just at it holds it on, at its own expense. */
+        arena_pass(s->arena, arena_at(s->arena, copy->place.addr), ARENA_READ);
         break;
     case CATALOG_DISK:
         tier_drop(s->disk, &e->id, &copy->place, entry_len(e));
@@ -89,8 +109,7 @@ void copy_drop(struct sos *s, const struct catalog_entry *e,
     }
 }
 
-static struct fetch *fetch_of(struct sos_store *store,
-                              const struct block_id *id)
+struct fetch *fetch_of(struct sos_store *store, const struct block_id *id)
 {
     struct list *l;
 
@@ -146,7 +165,7 @@ void store_discard(struct sos_store *store, const struct block_id *id,
             copy_drop(s, &e, &e.copies[i]);
         }
     }
-    if (reading != NULL) {
+    if (reading != NULL && e.n_copies > 0) {
         reading->entry = e;
         reading->discard_after = true;
     }
@@ -162,15 +181,23 @@ void store_ref(struct sos_store *store)
     pthread_mutex_unlock(&store->sos->lock);
 }
 
+/* sos->lock held. */
+static void refs_gone(struct sos_store *store)
+{
+    if (store->refs == 0) {
+        atomic_fetch_add(&store->sos->n_burying, 1);
+        pthread_cond_signal(&store->sos->wake);
+    }
+}
+
 void sos_store_unref(struct sos_store *store)
 {
     struct sos *s = store->sos;
 
     pthread_mutex_lock(&s->lock);
     assert(store->refs > 0);
-    if (--store->refs == 0) {
-        pthread_cond_signal(&s->wake); /* It is doomed: no name holds it. */
-    }
+    store->refs--;
+    refs_gone(store); /* If so it is doomed: no name holds it. */
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -190,7 +217,7 @@ static void doom(struct sos_store *store)
     list_push(&s->doomed, &store->link);
     s->n_stores--;
     store->refs--;
-    pthread_cond_signal(&s->wake);
+    refs_gone(store);
 }
 
 /* Marks the store dead; true for the one caller who did it. */
@@ -221,7 +248,7 @@ static void store_release(struct sos_store *store)
 {
     pthread_cond_destroy(&store->changed);
     pthread_mutex_destroy(&store->lock);
-    mem_free(store->open_sequences);
+    mem_free(store->states);
     mem_free(store->uses);
     mem_free(store);
 }
@@ -256,13 +283,19 @@ static void bury(struct sos_store *store)
 
 /* --- the janitor --- */
 
-static bool is_expired(struct sos_store *store, uint64_t now)
+/* Marks a store dead whose time has passed: in one step, so that nobody opens
+ * it in between. */
+static bool kill_expired(struct sos_store *store, uint64_t now)
 {
     bool expired;
 
     pthread_mutex_lock(&store->lock);
     expired = !store->dead && store->writers == 0 && store->readers == 0 &&
               now >= store->idle_since_ms + store->options.ttl_ms;
+    if (expired) {
+        store->dead = true;
+        pthread_cond_broadcast(&store->changed);
+    }
     pthread_mutex_unlock(&store->lock);
     return expired;
 }
@@ -279,6 +312,22 @@ static void entomb(struct sos *s, const char *name, uint64_t now)
     }
 }
 
+/* sos->lock held. Those of a name, or the old ones. */
+static void forget_tombstones(struct sos *s, const char *name, uint64_t now)
+{
+    struct list *l, *tmp;
+
+    list_foreach_safe (l, tmp, &s->tombstones) {
+        struct tombstone *t = container_of(l, struct tombstone, link);
+
+        if (name != NULL ? strcmp(t->name, name) == 0
+                         : now > t->at_ms + EXPIRED_KEPT_MS) {
+            list_remove(l);
+            mem_free(t);
+        }
+    }
+}
+
 /* sos->lock held. */
 static void expire_stores(struct sos *s, uint64_t now)
 {
@@ -287,7 +336,7 @@ static void expire_stores(struct sos *s, uint64_t now)
     list_foreach_safe (l, tmp, &s->stores) {
         struct sos_store *store = container_of(l, struct sos_store, link);
 
-        if (is_expired(store, now) && kill_store(store)) {
+        if (kill_expired(store, now)) {
             entomb(s, store->name, now);
             log_info("sos", "store \"%s\" has expired", store->name);
             if (s->on_expired != NULL) {
@@ -297,14 +346,7 @@ static void expire_stores(struct sos *s, uint64_t now)
             doom(store);
         }
     }
-    list_foreach_safe (l, tmp, &s->tombstones) {
-        struct tombstone *t = container_of(l, struct tombstone, link);
-
-        if (now > t->at_ms + EXPIRED_KEPT_MS || s->closing) {
-            list_remove(l);
-            mem_free(t);
-        }
-    }
+    forget_tombstones(s, NULL, now);
 }
 
 static struct sos_store *next_to_bury(struct sos *s)
@@ -339,6 +381,7 @@ static void *janitor_main(void *arg)
         if (store != NULL) {
             pthread_mutex_unlock(&s->lock);
             bury(store);
+            atomic_fetch_sub(&s->n_burying, 1);
             pthread_mutex_lock(&s->lock);
             continue;
         }
@@ -437,7 +480,9 @@ int sos_new(const struct sos_options *o, struct sos **out,
     list_init(&s->stores);
     list_init(&s->doomed);
     list_init(&s->tombstones);
+    list_init(&s->cursors);
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->cursors_lock, NULL);
     init_cond(&s->wake);
     lend_init(s);
     rv = open_parts(s, o, e);
@@ -489,6 +534,7 @@ void sos_free(struct sos *s)
     }
     pthread_cond_destroy(&s->wake);
     pthread_mutex_destroy(&s->lock);
+    pthread_mutex_destroy(&s->cursors_lock);
     pthread_mutex_destroy(&s->lend_lock);
     mem_free(s->node);
     mem_free(s);
@@ -601,6 +647,7 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
     } else {
         list_push(&s->stores, &store->link);
         s->n_stores++;
+        forget_tombstones(s, name, 0);
     }
     pthread_mutex_unlock(&s->lock);
     if (rv != 0) {

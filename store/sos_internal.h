@@ -1,7 +1,8 @@
 /* sos_internal.h - what the files of the spill-over store share.
  *
  * Locks, in the order in which they may be taken:
- *   sos.lock -> sos_store.lock -> passages.lock -> arena, catalog (leaves)
+ *   sos.lock or sos.cursors_lock -> sos_store.lock -> passages.lock
+ *   -> arena, catalog (leaves)
  * Callbacks of tiers take sos_store.lock and never sos.lock. */
 #ifndef STORE_SOS_INTERNAL_H
 #define STORE_SOS_INTERNAL_H
@@ -16,6 +17,12 @@
 struct use {
     const char *node, *tier;
     uint64_t blocks, bytes, stored_bytes;
+};
+
+/* What is known of each writer a store has ever had. */
+struct writer_state {
+    uint64_t open_sequence; /* Where its unfinished record is. */
+    bool ended;             /* Closed or aborted: it stays unfinished. */
 };
 
 struct sos_store {
@@ -34,8 +41,8 @@ struct sos_store {
     unsigned writers, readers; /* Open now. */
     uint32_t n_writers;        /* Ever. */
     bool aborted;
-    uint64_t *open_sequences; /* By writer: where its unfinished record is. */
-    uint32_t open_cap;
+    struct writer_state *states; /* By writer. */
+    uint32_t states_cap;
     struct manifest closed;
     uint64_t n_discarded;
     uint64_t mem_used, disk_used; /* On this node, padded. */
@@ -74,7 +81,14 @@ struct sos {
     pthread_t janitor;
     bool janitor_runs;
 
+    /* Dead stores that nobody refers to: the janitor is about to give their
+     * room back, so a block without a place waits for it. */
+    atomic_uint n_burying;
+
     struct passages *passages; /* place.c */
+
+    pthread_mutex_t cursors_lock; /* cursor.c */
+    struct list cursors;
 
     pthread_mutex_t lend_lock; /* lend.c */
     struct list parts;
@@ -89,6 +103,10 @@ void use_add(struct sos_store *store, const struct catalog_entry *e,
 void copy_drop(struct sos *s, const struct catalog_entry *e,
                const struct catalog_copy *copy);
 size_t entry_len(const struct catalog_entry *e); /* Header and payload. */
+/* Is what came back from a disk or a peer the block of this entry? */
+int entry_check(struct sos *s, const struct catalog_entry *entry,
+                const void *block, struct block_header *h,
+                struct hedge_error *e);
 void store_ref(struct sos_store *store);
 /* With store->lock held: the last reader or writer may have gone. */
 void store_idle_check(struct sos_store *store);
@@ -96,6 +114,10 @@ void store_idle_check(struct sos_store *store);
  * a block whose number must stay, only the copies. */
 void store_discard(struct sos_store *store, const struct block_id *id,
                    bool keep_number);
+
+/* cursor.c. Without locks: readers give back what they have only fetched
+ * ahead, because a writer finds no room. */
+void cursors_reclaim(struct sos *s);
 
 /* A read under way, so that nobody discards what is being read. */
 struct fetch {
@@ -106,19 +128,24 @@ struct fetch {
     void *block; /* Arena: READ class, or a reference to a stored block. */
     unsigned copy;
     bool loading, failed, used, verified;
+    bool own;           /* Takes one of the blocks its reader has claimed. */
     bool discard_after; /* Asked for while loading: done by the callback. */
 };
+
+/* store->lock held. A read of the block under way that has no `discard_after`,
+ * or NULL. */
+struct fetch *fetch_of(struct sos_store *store, const struct block_id *id);
 
 /* place.c */
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
 void passages_free(struct passages *p);
-unsigned passages_inflight(struct sos *s);
 /* Is the block on its way? Then its passage owns its memory. A homeless one is
  * forgotten, because the caller is about to give the block back. */
 bool passages_owns(struct sos *s, const struct block_id *id);
-/* Try again what found no place; drop what belongs to `dead` stores. */
+/* Janitor: try again what found no place. */
 void passages_retry(struct sos *s);
+/* Forget the homeless blocks of a store that is being buried. */
 void passages_purge(struct sos *s, struct sos_store *store);
 
 /* lend.c */

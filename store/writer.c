@@ -1,6 +1,7 @@
 #include "store/writer.h"
 
 #include "store/base/bytes.h"
+#include "store/base/error.h"
 
 #include <string.h>
 
@@ -57,6 +58,7 @@ static int seal(struct writer *w, bool continues)
         .codec = BLOCK_RAW,
     };
     void *block = w->payload - BLOCK_HEADER_SIZE;
+    struct tally before = w->tally;
     int rv;
 
     assert(w->at > 0 && w->at <= w->capacity);
@@ -68,7 +70,11 @@ static int seal(struct writer *w, bool continues)
     w->payload = NULL;
     w->sequence++;
     rv = w->sink->ops->put(w->sink, block, &h, &w->error);
-    return rv == 0 ? 0 : fail(w, rv);
+    if (rv != 0) {
+        w->tally = before; /* It was not taken. */
+        return fail(w, rv);
+    }
+    return 0;
 }
 
 static inline void add_bytes(struct writer *w, const void *data, size_t len)
@@ -130,7 +136,9 @@ static int write_slow(struct writer *w, const void *data, size_t len)
     }
     if (len > BLOCK_RECORD_MAX) {
         /* The caller's mistake ends nothing. */
-        return HEDGE_ETOOBIG;
+        return error_set(&w->error, HEDGE_ETOOBIG,
+                         "a record of %zu bytes: at most %zu are possible", len,
+                         BLOCK_RECORD_MAX);
     }
     if (w->payload != NULL) {
         room = w->capacity - w->at;

@@ -5,6 +5,7 @@
  * Threads:   one thread at a time.
  * Errors:    any error ends the writer: later calls return it again. The
  *            record of the failed call is not stored; all before it are.
+ *            Only HEDGE_ETOOBIG leaves the writer as it was.
  * Units:     bytes.
  * Limits:    a record has 0 to BLOCK_RECORD_MAX bytes. */
 #ifndef STORE_WRITER_H

@@ -1,11 +1,376 @@
 #include "tools/sos_io.h"
 
-int sos_write_run(const struct sos_write_args *args)
+#include "cluster/store_link.h"
+#include "store/base/clock.h"
+#include "store/base/mem.h"
+#include "store/base/units.h"
+#include "store/reader.h"
+#include "store/writer.h"
+#include "tools/output.h"
+#include "tools/store_info.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define READ_CHUNK ((size_t)1 << 20)
+#define OUT_BUFFER ((size_t)256 << 10)
+#define PROGRESS_MS 250
+#define FOLLOW_STEP_MS 1000
+#define IDLE_FLUSH_MS 1000
+
+/* --- progress, on a terminal --- */
+
+struct progress {
+    bool on;
+    uint64_t started_ms, shown_ms;
+};
+
+static void progress_start(struct progress *p)
 {
-    return cli_fail("writing to '%s' is not built yet", args->name);
+    p->on = isatty(STDERR_FILENO) != 0;
+    p->started_ms = p->shown_ms = clock_mono_ms();
 }
 
-int sos_read_run(const struct sos_read_args *args)
+static void progress_show(struct progress *p, uint64_t bytes, uint64_t records)
 {
-    return cli_fail("reading '%s' is not built yet", args->name);
+    char size[UNITS_SIZE_TEXT], rate[UNITS_SIZE_TEXT];
+    uint64_t now;
+
+    if (!p->on || (now = clock_mono_ms()) < p->shown_ms + PROGRESS_MS) {
+        return;
+    }
+    p->shown_ms = now;
+    fprintf(stderr, "\r%s, %llu records, %s/s   ",
+            units_format_size(bytes, size), (unsigned long long)records,
+            units_format_size(bytes * 1000 / (now - p->started_ms + 1), rate));
+}
+
+static void progress_end(struct progress *p)
+{
+    if (p->on) {
+        fputs("\r\033[K", stderr);
+    }
+}
+
+/* --- sos write --- */
+
+/* Input that is being cut into records: bytes [from, to) of the buffer have
+ * been read and not yet written. */
+struct input {
+    int fd;
+    unsigned char *buffer;
+    size_t cap, from, to;
+    bool at_end;
+};
+
+/* Read more behind what is there, making room first. */
+static int input_fill(struct input *in, struct hedge_error *e)
+{
+    ssize_t n;
+
+    if (in->from > 0) {
+        memmove(in->buffer, in->buffer + in->from, in->to - in->from);
+        in->to -= in->from;
+        in->from = 0;
+    }
+    if (in->cap - in->to < READ_CHUNK) {
+        size_t cap = in->cap == 0 ? 2 * READ_CHUNK : in->cap * 2;
+        unsigned char *more = mem_realloc(in->buffer, cap);
+
+        if (more == NULL) {
+            return error_set(e, HEDGE_ENOMEM, "no memory for the input");
+        }
+        in->buffer = more;
+        in->cap = cap;
+    }
+    do {
+        n = read(in->fd, in->buffer + in->to, READ_CHUNK);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return error_set_errno(e, errno, "reading the input");
+    }
+    in->to += (size_t)n;
+    in->at_end = n == 0;
+    return 0;
+}
+
+/* The length of the next record in the buffer; 0: more input is needed. */
+static size_t next_record(const struct sos_write_args *a,
+                          const struct input *in, size_t scanned)
+{
+    size_t len = in->to - in->from;
+    const unsigned char *p = in->buffer + in->from, *end;
+
+    if (a->record_size != 0) {
+        if (len >= a->record_size) {
+            return (size_t)a->record_size;
+        }
+    } else {
+        end = memchr(p + scanned, a->delimiter, len - scanned);
+        if (end != NULL && (size_t)(end - p) < SOS_RECORD_CUT) {
+            return (size_t)(end - p) + 1;
+        }
+        if (len >= SOS_RECORD_CUT) {
+            return SOS_RECORD_CUT;
+        }
+    }
+    return in->at_end ? len : 0;
+}
+
+static int copy_in(const struct sos_write_args *a, struct input *in,
+                   struct writer *w, struct hedge_error *e)
+{
+    struct progress progress;
+    uint64_t records = 0, bytes = 0;
+    int rv = 0;
+
+    progress_start(&progress);
+    while (rv == 0) {
+        size_t scanned = 0, len;
+
+        while (rv == 0 && (len = next_record(a, in, scanned)) != 0) {
+            rv = writer_write(w, in->buffer + in->from, len);
+            if (rv == 0) {
+                in->from += len;
+                bytes += len;
+                records++;
+            }
+            scanned = 0;
+        }
+        if (rv != 0) {
+            *e = w->error;
+        } else if (in->at_end) {
+            break;
+        } else {
+            rv = input_fill(in, e);
+            progress_show(&progress, bytes, records);
+        }
+    }
+    progress_end(&progress);
+    return rv;
+}
+
+static void say_until_when(const Hedge__V1__StoreInfo *info, uint64_t ttl_ms)
+{
+    char when[CLOCK_RFC3339_SIZE], ttl[UNITS_SIZE_TEXT];
+
+    clock_format(clock_wall_ms() + ttl_ms, when);
+    fprintf(stderr,
+            "store \"%s\" is kept until %s, and for %s after each use\n",
+            info->name, when, units_format_duration(ttl_ms, ttl));
+}
+
+/* Open the store, following the node's word to its owner. */
+static int open_sink(const struct sos_write_args *a, struct client *c,
+                     struct sink **sink, struct store_link_opened *opened,
+                     struct hedge_error *e)
+{
+    struct sos_store_options options = {
+        .mem_limit = a->mem_limit,
+        .disk_limit = a->disk_limit,
+        .ttl_ms = a->ttl_ms,
+        .replicas = (unsigned)a->replicas,
+        .compression = (enum sos_compression)a->compress.mode,
+        .level = a->compress.level};
+    struct store_link_open o = {
+        .name = a->name,
+        .options = a->append && !a->options_given ? NULL : &options,
+        .append = a->append};
+    int rv = remote_sink_open(client_channel(c), &o, client_left_ms(c), sink,
+                              opened, e);
+
+    if (rv == 0 && *sink == NULL) {
+        rv = client_redirect(c, opened->redirect, e);
+        if (rv == 0) {
+            rv = remote_sink_open(client_channel(c), &o, client_left_ms(c),
+                                  sink, opened, e);
+        }
+        if (rv == 0 && *sink == NULL) {
+            rv = error_set(e, HEDGE_EPROTO,
+                           "store \"%s\": sent from node to node", a->name);
+        }
+    }
+    return rv;
+}
+
+static int write_all(const struct sos_write_args *a, struct client *c,
+                     struct input *in)
+{
+    struct store_link_opened opened;
+    Hedge__V1__StoreInfo *info = NULL;
+    struct hedge_error e = {0}, close_error = {0};
+    struct manifest counted, kept;
+    struct writer w;
+    struct sink *sink;
+    int rv = open_sink(a, c, &sink, &opened, &e), closed;
+
+    if (rv != 0) {
+        return ctl_error(&e);
+    }
+    writer_init(&w, sink);
+    rv = copy_in(a, in, &w, &e);
+    if (rv != 0 && rv != HEDGE_EFULL) {
+        writer_drop(&w);
+        remote_sink_abort(sink);
+        return ctl_error(&e);
+    }
+    (void)writer_finish(&w, &counted);
+    closed = remote_sink_close(sink, &counted, &kept, &info, &close_error);
+    if (info != NULL && (closed == 0 || closed == HEDGE_EFULL)) {
+        if (a->ctl->output == CTL_JSON) {
+            store_info_json(info);
+        } else {
+            store_info_text(info);
+        }
+        say_until_when(info, opened.ttl_ms);
+    }
+    pb_free(info);
+    return closed == 0 ? 0 : ctl_error(&close_error);
+}
+
+int sos_write_run(const struct sos_write_args *a)
+{
+    struct input in = {.fd = STDIN_FILENO};
+    struct client *c;
+    int rv;
+
+    if (a->file != NULL) {
+        in.fd = open(a->file, O_RDONLY | O_CLOEXEC);
+        if (in.fd < 0) {
+            return cli_fail("%s: %s", a->file, strerror(errno));
+        }
+    }
+    rv = ctl_connect(a->ctl, &c);
+    if (rv == 0) {
+        rv = write_all(a, c, &in);
+        client_free(c);
+    }
+    mem_free(in.buffer);
+    if (a->file != NULL) {
+        close(in.fd);
+    }
+    return rv;
+}
+
+/* --- sos read --- */
+
+struct output {
+    unsigned char *buffer;
+    size_t len;
+};
+
+static int put_all(const unsigned char *p, size_t len)
+{
+    while (len > 0) {
+        ssize_t n = write(STDOUT_FILENO, p, len);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return errno;
+        }
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static int output_flush(struct output *o)
+{
+    int err = put_all(o->buffer, o->len);
+
+    o->len = 0;
+    return err;
+}
+
+static int output_add(struct output *o, const void *data, size_t len)
+{
+    int err = 0;
+
+    if (len > OUT_BUFFER - o->len) {
+        err = output_flush(o);
+    }
+    if (err == 0 && len >= OUT_BUFFER) {
+        return put_all(data, len);
+    }
+    if (err == 0) {
+        memcpy(o->buffer + o->len, data, len);
+        o->len += len;
+    }
+    return err;
+}
+
+static int copy_out(const struct sos_read_args *a, struct reader *r,
+                    struct output *o)
+{
+    struct progress progress;
+    int rv = 0, err = 0;
+
+    progress_start(&progress);
+    while (err == 0) {
+        struct piece p;
+
+        rv = reader_next(r, a->follow ? FOLLOW_STEP_MS : RPC_NO_TIMEOUT, &p);
+        if (rv == 0) {
+            err = output_add(o, p.data, p.len);
+        } else if (rv == HEDGE_ETIMEDOUT) {
+            err = output_flush(o);
+        } else {
+            break;
+        }
+        progress_show(&progress, r->seen.bytes, r->seen.records);
+    }
+    progress_end(&progress);
+    if (err == 0) {
+        err = output_flush(o);
+    }
+    if (err != 0) {
+        return cli_fail("writing the output: %s", strerror(err));
+    }
+    if (rv != HEDGE_EEND) {
+        r->error.code = rv;
+        return ctl_error(&r->error);
+    }
+    if (r->seg.state == STORE_OPEN) {
+        fprintf(stderr,
+                "store \"%s\" is still being written; this is what was there "
+                "(--follow waits for the rest)\n",
+                a->name);
+    }
+    return 0;
+}
+
+int sos_read_run(const struct sos_read_args *a)
+{
+    struct output o = {.buffer = mem_alloc(OUT_BUFFER)};
+    struct hedge_error e = {0};
+    struct source *source;
+    struct reader r;
+    struct client *c;
+    int rv;
+
+    if (o.buffer == NULL) {
+        return cli_fail("no memory");
+    }
+    rv = ctl_connect(a->ctl, &c);
+    if (rv != 0) {
+        mem_free(o.buffer);
+        return rv;
+    }
+    if (remote_source_open(client_channel(c), a->name, a->follow, a->discard,
+                           NULL, client_left_ms(c), &source, &e) != 0) {
+        rv = ctl_error(&e);
+    } else if (reader_init(&r, source) != 0) {
+        rv = cli_fail("no memory");
+    } else {
+        rv = copy_out(a, &r, &o);
+        reader_release(&r);
+    }
+    client_free(c);
+    mem_free(o.buffer);
+    return rv;
 }

@@ -20,8 +20,12 @@ static void run_tag(void *tag, bool ok)
 {
     struct rpc_tag *t = tag;
 
+    RPC_TAG_GOT(tag);
     assert(t->magic == RPC_TAG_MAGIC);
-    RPC_TAG_GOT(t);
+    if (t->moved) {
+        t->moved = false;
+        ok = t->moved_ok;
+    }
     t->fn(t, ok);
 }
 
@@ -125,6 +129,21 @@ int rpc_start(grpc_call *call, const grpc_op *ops, size_t n,
     return 0;
 }
 
+/* Another operation's completion has come to a thread that may hold its
+ * caller's locks. It goes to the I/O thread by way of an empty batch. */
+static void move_tag(grpc_call *call, struct rpc_tag *t, bool ok)
+{
+    grpc_call_error rc;
+
+    RPC_TAG_GOT(t);
+    assert(t->magic == RPC_TAG_MAGIC && !t->moved);
+    t->moved = true;
+    t->moved_ok = ok;
+    RPC_TAG_PUT(t);
+    rc = grpc_call_start_batch(call, NULL, 0, t, NULL);
+    assert(rc == GRPC_CALL_OK);
+}
+
 int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
                    struct rpc_tag *tag)
 {
@@ -133,8 +152,13 @@ int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
 
     grpc_completion_queue_thread_local_cache_init(queue);
     rv = rpc_start(call, ops, n, tag);
-    if (grpc_completion_queue_thread_local_cache_flush(queue, &done, &ok)) {
+    if (!grpc_completion_queue_thread_local_cache_flush(queue, &done, &ok)) {
+        return rv;
+    }
+    if (done == tag) {
         run_tag(done, ok != 0);
+    } else {
+        move_tag(call, done, ok != 0);
     }
     return rv;
 }

@@ -8,9 +8,9 @@
  * event, and with it the connection's state from core to core of the machine.)
  *
  * Ownership: as said at each function.
- * Threads:   tags run on the I/O thread, or on the thread that started the
- *            operation when it completes at once: with no lock held, and
- *            never inside the call that started it.
+ * Threads:   tags run on the I/O thread; with rpc_start_here() also on the
+ *            thread that started the operation, inside that call, so no lock
+ *            the tag takes may be held there.
  * Errors:    hedge codes.
  * Units:     bytes; points in time are CLOCK_MONOTONIC in nanoseconds.
  * Limits:    a tag stands for one operation at a time. */
@@ -48,8 +48,9 @@ typedef void (*rpc_tag_fn)(struct rpc_tag *t, bool ok);
 struct rpc_tag {
     unsigned magic;
     rpc_tag_fn fn;
+    bool moved, moved_ok; /* rpc_start_here()'s. */
 };
-#define RPC_TAG_INIT(fn) ((struct rpc_tag){RPC_TAG_MAGIC, (fn)})
+#define RPC_TAG_INIT(fn) ((struct rpc_tag){RPC_TAG_MAGIC, (fn), false, false})
 
 /* The queue that calls are bound to; there is one from rpc_init() on. */
 grpc_completion_queue *rpc_queue(void);

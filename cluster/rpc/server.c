@@ -76,6 +76,7 @@ struct rpc_call {
     char *peer;
     struct work work;
     atomic_bool done;
+    atomic_uint refs; /* The one who answers, and the answer's completion. */
     grpc_byte_buffer *reply;
     int gone;
 };
@@ -116,10 +117,13 @@ static void call_free(struct rpc_call *c)
     mem_free(c);
 }
 
-static void call_end(struct rpc_call *c)
+static void call_unref(struct rpc_call *c)
 {
     struct rpc_server *s = c->method->server;
 
+    if (atomic_fetch_sub(&c->refs, 1) > 1) {
+        return;
+    }
     call_free(c);
     post_starved(s);
     pthread_mutex_lock(&s->lock);
@@ -132,7 +136,7 @@ static void call_end(struct rpc_call *c)
 static void on_answered(struct rpc_tag *t, bool ok)
 {
     (void)ok; /* A client that has gone does not want it any more. */
-    call_end(container_of(t, struct rpc_call, answered));
+    call_unref(container_of(t, struct rpc_call, answered));
 }
 
 /* Headers, message, status and the sign that the call is over: one batch. */
@@ -159,9 +163,10 @@ static void call_answer(struct rpc_call *c, int code, const char *text)
         (void)grpc_call_cancel_with_status(c->call, GRPC_STATUS_INTERNAL,
                                            "the answer could not be sent",
                                            NULL);
-        call_end(c);
+        call_unref(c);
     }
     rpc_status_op_release(&st);
+    call_unref(c);
 }
 
 void rpc_reply(struct rpc_call *c, const void *data, size_t len)
@@ -233,7 +238,8 @@ static void call_unknown(struct rpc_call *c)
              e.text);
 }
 
-/* With the server's lock held: something posted has come back. */
+/* With the server's lock held: something posted has come back. From then on
+ * only a call that is counted as live keeps the server. */
 static void posted_back(struct method *m)
 {
     assert(m->posted > 0 && m->server->posted > 0);
@@ -283,6 +289,7 @@ static int call_post(struct method *m)
         return HEDGE_ENOMEM;
     }
     c->magic = CALL_MAGIC;
+    atomic_init(&c->refs, 2);
     c->method = m;
     c->arrived = RPC_TAG_INIT(on_call);
     c->answered = RPC_TAG_INIT(on_answered);
@@ -372,9 +379,15 @@ static int stream_spawn(struct arrival *a)
 
 static void stream_refuse(struct arrival *a, int code, const char *text)
 {
+    struct rpc_server *s = a->method->server;
+
     (void)grpc_call_cancel_with_status(a->stream.call,
                                        rpc_status_from_code(code), text, NULL);
     arrival_free(a);
+    pthread_mutex_lock(&s->lock);
+    s->streams_live--;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
 }
 
 static void on_stream(struct rpc_tag *t, bool ok)
@@ -387,7 +400,7 @@ static void on_stream(struct rpc_tag *t, bool ok)
     pthread_mutex_lock(&s->lock);
     stopping = s->stopping;
     full = s->streams_live >= s->streams_max;
-    s->streams_live += ok && !stopping && !full;
+    s->streams_live += ok;
     posted_back(m);
     pthread_mutex_unlock(&s->lock);
     if (!ok) {
@@ -403,10 +416,6 @@ static void on_stream(struct rpc_tag *t, bool ok)
                       "the server has as many streams as it may have");
     } else if (stream_spawn(a) != 0) {
         stream_refuse(a, HEDGE_EEXHAUSTED, "no thread for a stream");
-        pthread_mutex_lock(&s->lock);
-        s->streams_live--;
-        pthread_cond_broadcast(&s->changed);
-        pthread_mutex_unlock(&s->lock);
     }
 }
 
@@ -482,9 +491,7 @@ static void post_all(struct rpc_server *s)
     }
 }
 
-/* Make up for what could not be posted; done as calls end, so that there is
- * a time for it after each failure. */
-static void post_starved(struct rpc_server *s)
+static bool take_starved(struct rpc_server *s)
 {
     bool starved;
 
@@ -492,7 +499,14 @@ static void post_starved(struct rpc_server *s)
     starved = s->starved;
     s->starved = false;
     pthread_mutex_unlock(&s->lock);
-    if (starved) {
+    return starved;
+}
+
+/* Make up for what could not be posted; done as calls end, so that there is
+ * a time for it after each failure. */
+static void post_starved(struct rpc_server *s)
+{
+    if (take_starved(s)) {
         post_all(s);
     }
 }
@@ -641,7 +655,7 @@ static int server_start(struct rpc_server *s,
     }
     grpc_server_start(s->server);
     post_all(s);
-    if (s->starved) {
+    if (take_starved(s)) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a server");
     }
     return 0;

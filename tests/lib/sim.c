@@ -259,6 +259,9 @@ static void engine_run(struct sim *w, const struct sim_event *req)
     if (w->now < w->failing_until && sim_chance(w, 50)) {
         reply.status = HEDGE_ETIMEDOUT; /* It may have taken effect. */
     }
+    if (bad_net(w) && sim_chance(w, 10)) { /* Told twice. */
+        sim_push(w, &reply, sim_between(w, 0, 2 * w->lease_ms));
+    }
     sim_push(w, &reply,
              w->now < w->slow_until ? sim_between(w, 0, w->lease_ms * 3 / 2)
                                     : sim_between(w, 0, 3));
@@ -836,7 +839,9 @@ void sim_run_until(struct sim *w, uint64_t end)
         struct sim_event *ev = pop(w);
 
         w->now = ev->at;
-        w->events++;
+        if (++w->events > SIM_EVENTS_MAX) {
+            sim_fail(w, "events without end");
+        }
         w->check(w); /* Before anybody has run a step. */
         if (keep_for_later(w, ev)) {
             continue;

@@ -19,6 +19,7 @@
 
 #define SIM_NODES_MAX 7
 #define SIM_STREAMS_MAX 4096
+#define SIM_EVENTS_MAX 1000000u /* Ten times what a run needs. */
 
 enum sim_kind {
     SIM_TIMER_ELECTION,

@@ -179,6 +179,53 @@ static void random_use_adds_up(void **state)
     arena_free(a);
 }
 
+/* A short block of a passing class would take a chunk from the free ones
+ * without counting in its class: then the shares no longer add up. */
+static void short_passing_blocks_keep_the_shares(void **state)
+{
+    struct arena *a = make(16);
+    void *p[16], *fill, *out;
+    unsigned n = 0;
+
+    (void)state;
+    assert_true(arena_claim(a, ARENA_READ, 2));
+    while ((p[n] = arena_alloc(a, ARENA_STORED, BLOCK)) != NULL) {
+        n++;
+    }
+    assert_non_null(p[n++] = arena_alloc(a, ARENA_READ, 1000));
+    assert_non_null(p[n++] = arena_alloc(a, ARENA_READ, 1000));
+    assert_null(arena_alloc(a, ARENA_READ, 1000));
+    assert_non_null(fill = arena_alloc(a, ARENA_FILL, BLOCK));
+    assert_true(arena_move(a, fill, ARENA_OUT));
+    assert_non_null(out = arena_alloc(a, ARENA_FILL, BLOCK));
+    arena_unref(a, fill);
+    assert_true(arena_move(a, out, ARENA_OUT));
+    arena_unref(a, out);
+    while (n > 0) {
+        arena_unref(a, p[--n]);
+    }
+    arena_unclaim(a, ARENA_READ, 2);
+    arena_free(a);
+}
+
+static void passed_blocks_count_for_who_holds_them(void **state)
+{
+    struct arena *a = make(16);
+    struct arena_use use;
+    void *p = arena_alloc(a, ARENA_OUT, BLOCK);
+
+    (void)state;
+    arena_ref(a, p);
+    arena_pass(a, p, ARENA_READ);
+    arena_use(a, &use);
+    assert_int_equal(use.by_class[ARENA_OUT], 0);
+    assert_int_equal(use.by_class[ARENA_READ], BLOCK);
+    arena_pass(a, p, ARENA_READ); /* The last one frees. */
+    arena_use(a, &use);
+    assert_int_equal(use.by_class[ARENA_READ], 0);
+    arena_free(a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -187,6 +234,8 @@ int main(void)
         cmocka_unit_test(short_blocks_give_back),
         cmocka_unit_test(claims_are_kept),
         cmocka_unit_test(random_use_adds_up),
+        cmocka_unit_test(short_passing_blocks_keep_the_shares),
+        cmocka_unit_test(passed_blocks_count_for_who_holds_them),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

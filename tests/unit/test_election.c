@@ -372,6 +372,15 @@ static void test_duplicate_results_are_ignored(void **state)
     assert_int_equal(election_hold(&f.e).token, 1);
     assert_int_equal(f.out.op, ELECTION_OP_NONE);
     assert_int_equal(election_rounds(&f.e), 2);
+    /* Also while another operation is in progress. */
+    f.now = f.out.wake_ms;
+    step(&f, ELECTION_TICK);
+    assert_int_equal(f.out.op, ELECTION_OP_RENEW);
+    election_step(&f.e, &stale, f.now, &f.out);
+    assert_int_equal(election_hold(&f.e).until_ms, 1000 + LEASE - MARGIN);
+    assert_int_equal(election_rounds(&f.e), 2);
+    result(&f, f.now, 0, 0, NULL);
+    assert_int_equal(election_rounds(&f.e), 3);
 }
 
 static void hint(struct fixture *f, const struct engine_lease *l)

@@ -373,6 +373,23 @@ static void test_lists_make_events(void **state)
     done(&f);
 }
 
+/* What a member has seen end, it does not admit again as a leader. */
+static void test_lists_bury_too(void **state)
+{
+    struct fixture f;
+    struct member l[2] = {member("b:1", 9), member("c:1", 4)};
+
+    (void)state;
+    fresh(&f, "a:1");
+    follow(&f, "b:1", 5);
+    (void)list(&f, 5, 1, l, 2);
+    (void)list(&f, 5, 2, l, 1);
+    lead(&f, 6, 10);
+    assert_int_equal(report(&f, 1, "c:1", 3), HEDGE_EREFUSED);
+    assert_int_equal(report(&f, 2, "c:1", 4), 0); /* It was only cut off. */
+    done(&f);
+}
+
 static void test_a_list_without_this_node(void **state)
 {
     struct fixture f;
@@ -493,6 +510,7 @@ static void test_pending_members_fall_to_silence(void **state)
     lead(&f, 6, 10);
     while (!membership_is_settled(f.m)) {
         assert_in_range(f.now, 10000, 10000 + 4 * INTERVAL);
+        assert_true(f.out.wake_ms > f.now);
         f.now = f.out.wake_ms;
         tick(&f);
     }
@@ -662,6 +680,7 @@ int main(void)
         cmocka_unit_test(test_silence_needs_three_intervals),
         cmocka_unit_test(test_a_pause_of_the_leader_is_nobodys_silence),
         cmocka_unit_test(test_lists_make_events),
+        cmocka_unit_test(test_lists_bury_too),
         cmocka_unit_test(test_a_list_without_this_node),
         cmocka_unit_test(test_malformed_lists_change_nothing),
         cmocka_unit_test(test_the_link_is_tried_again),

@@ -1,0 +1,83 @@
+/* main.c - hedged: one node in the foreground. */
+#include "server/options.h"
+
+#include "store/base/log.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#define EXIT_FAILED 1
+#define EXIT_USAGE 2
+
+/* Every descriptor that may be had: streams and extents take some. */
+static void raise_file_limit(void)
+{
+    struct rlimit r;
+
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &r);
+    }
+}
+
+static int run(const struct options *o)
+{
+    struct hedge_node *node;
+    struct hedge_error e = {0};
+    sigset_t set;
+    int sig = 0, rv;
+
+    /* Blocked before any thread is made; they all inherit it. */
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    (void)sigaddset(&set, SIGHUP);
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    hedge_process_setup();
+    raise_file_limit();
+    log_set_level(o->log_level);
+    log_set_json(o->log_json);
+    rv = hedge_node_start(&o->node, &node, &e);
+    if (rv != 0) {
+        fprintf(stderr, "hedged: %s\n", e.text);
+        return rv == HEDGE_EINVAL ? EXIT_USAGE : EXIT_FAILED;
+    }
+    log_info("hedged", "node %s, gRPC on %s, version %s", hedge_node_name(node),
+             hedge_node_grpc_address(node), hedge_version());
+    do {
+        (void)sigwait(&set, &sig);
+    } while (sig == SIGHUP);
+    log_info("hedged", "signal %d: stopping", sig);
+    hedge_node_stop(node);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct hedge_error e = {0};
+    struct options o;
+    int rv = 0;
+
+    if (options_parse(argc, argv, &o, &e) != 0) {
+        fprintf(stderr, "hedged: %s\n", e.text);
+        return EXIT_USAGE;
+    }
+    switch (o.action) {
+    case OPTIONS_HELP:
+        options_help(stdout);
+        break;
+    case OPTIONS_VERSION:
+        printf("hedged %s\n", hedge_version());
+        break;
+    case OPTIONS_CHECK:
+        printf("the configuration is good\n");
+        break;
+    case OPTIONS_RUN:
+        rv = run(&o);
+        break;
+    }
+    options_release(&o);
+    return rv;
+}
