@@ -498,7 +498,8 @@ static int start_store(struct hedge_node *n, struct hedge_error *e)
                                   .incarnation = n->incarnation,
                                   .block_size = n->o.block_size,
                                   .block_lease_ms = n->o.block_lease_ms};
-    struct peer_service_options ps = {.block_lease_ms = n->o.block_lease_ms};
+    struct peer_service_options ps = {.block_lease_ms = n->o.block_lease_ms,
+                                      .incarnation = n->incarnation};
     int rv = sos_new(&o, &n->sos, e);
 
     if (rv != 0) {
