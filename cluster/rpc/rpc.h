@@ -127,6 +127,16 @@ struct rpc_channel;
 int rpc_channel_new(const char *target, struct rpc_channel **out);
 void rpc_channel_free(struct rpc_channel *c);
 
+/* A channel that connects now, blocking up to timeout_ms, does not reconnect,
+ * and can be cut; for one stream of bulk bytes. */
+int rpc_channel_connect(const char *target, uint64_t timeout_ms,
+                        struct rpc_channel **out, struct hedge_error *e);
+/* Shut the connection down: calls on it fail, and the transport lets go of all
+ * memory it was given. Cancelling or freeing does not do that as long as a
+ * write is stuck because the peer, stopped for instance, does not read. Any
+ * thread. */
+void rpc_channel_cut(struct rpc_channel *c);
+
 /* One unary call; blocks. On 0 *reply is to be released. Fails at once when
  * the peer refuses the connection (no waiting for it to come up). */
 int rpc_call(struct rpc_channel *c, const char *path, const void *request,

@@ -95,6 +95,10 @@ void rpc_args_common(struct rpc_args *a);
 int rpc_listen(grpc_server *server, const char *address, unsigned *port,
                struct hedge_error *e);
 
+/* A connected socket, non-blocking (connect.c). */
+int rpc_connect(const char *target, uint64_t until_ns, int *out,
+                struct hedge_error *e);
+
 /* --- messages (message.c) ------------------------------------------------- */
 
 /* The state behind struct rpc_msg. */
