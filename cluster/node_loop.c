@@ -219,6 +219,11 @@ void node_membership(struct hedge_node *n, const struct membership_event *ev)
         token != before || n->actions.n_changes > 0) {
         publish_members(n);
     }
+    for (size_t i = 0; i < n->actions.n_changes; i++) {
+        if (n->actions.changes[i].type == MEMBERSHIP_LEAVE) {
+            sos_repair(n->sos);
+        }
+    }
     node_link_act(n, &n->actions);
     set_timer(n);
 }

@@ -20,7 +20,7 @@ struct part {
     uint64_t expires_ms, ttl_ms;
     uint64_t empty_since_ms; /* 0: it has blocks, or has just had some. */
     unsigned inflight;       /* Disk writes under way. */
-    bool dead;         /* No new blocks; freed when nothing is in flight. */
+    bool dead; /* No new blocks; freed when nothing is in flight. */
     char owner[];
 };
 

@@ -383,6 +383,12 @@ static void fake_free(struct tier *t)
     free(f);
 }
 
+static bool fake_lost(struct tier *t, const struct tier_place *place)
+{
+    return fake_tier_unit(container_of(t, struct fake_tier, base), place->unit)
+        .gone;
+}
+
 static const struct tier_ops fake_ops = {.name = "fake",
                                          .put = fake_put,
                                          .get = fake_get,
@@ -390,6 +396,7 @@ static const struct tier_ops fake_ops = {.name = "fake",
                                          .drop_store = fake_drop_store,
                                          .use = fake_use,
                                          .describe = fake_describe,
+                                         .lost = fake_lost,
                                          .free = fake_free};
 
 /* --- life and knobs --- */
