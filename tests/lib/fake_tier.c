@@ -452,6 +452,7 @@ void fake_tier_set(struct fake_tier *f, unsigned unit,
     mine->put_status = u->put_status;
     mine->get_status = u->get_status;
     mine->corrupt = u->corrupt;
+    mine->gone = u->gone;
     mine->delay_ms = u->delay_ms;
     pthread_mutex_unlock(&f->lock);
 }
