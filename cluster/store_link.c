@@ -12,6 +12,7 @@
 /* Blocks filled, under way in the transport, and one being filled. */
 #define BUFFERS (STORE_LINK_WINDOW + 2)
 #define STALL_MS 60000 /* A node that takes nothing for so long is gone. */
+#define REASON_MS 1000
 #define BLOCK_SIZE_SANE (BLOCK_SIZE_MAX)
 
 /* --- memory --- */
@@ -188,7 +189,28 @@ static int await_credit(struct remote_sink *s, struct hedge_error *e)
     if (rv == HEDGE_ETIMEDOUT && (s->credits > 0 || s->full)) {
         return 0;
     }
+    if (rv == HEDGE_ETIMEDOUT) {
+        (void)error_set(e, rv, "the node has taken nothing for %d s",
+                        STALL_MS / 1000);
+    }
     return rv;
+}
+
+/* Sending has failed with `rv`; the reason comes with the status. */
+static int why_broken(struct remote_sink *s, int rv, struct hedge_error *e)
+{
+    struct hedge_error reason = {0};
+    int told;
+
+    do {
+        told = receive(s, REASON_MS, &reason);
+    } while (told == 0);
+    if (told != HEDGE_ETIMEDOUT && reason.code != 0) {
+        *e = reason;
+        return told;
+    }
+    return error_set(e, rv, "the node takes no more blocks: %s",
+                     hedge_strerror(rv));
 }
 
 static int remote_put(struct sink *base, void *block,
@@ -218,11 +240,7 @@ static int remote_put(struct sink *base, void *block,
     s->credits--;
     rv = rpc_stream_send(s->stream, &out, STALL_MS);
     if (rv != 0) {
-        /* Why it broke comes with the status. */
-        while (rpc_stream_recv(s->stream, 1000, &(struct rpc_msg){0}, e) == 0) {
-        }
-        rv = e->code != 0 ? e->code : rv;
-        return sink_fail(s, rv, e);
+        return sink_fail(s, why_broken(s, rv, e), e);
     }
     return 0;
 }
