@@ -216,10 +216,9 @@ static uint32_t piece_take(struct arena *a, uint32_t n)
 
 static uint32_t share_of(const struct arena *a, unsigned cls)
 {
-    uint32_t n =
-        a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
+    uint32_t n = a->claims[cls] + a->homed[cls];
 
-    return n + a->homed[cls];
+    return n > a->share[cls] ? n : a->share[cls];
 }
 
 static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
@@ -268,6 +267,17 @@ static void account(struct arena *a, unsigned cls, uint32_t n_units, int sign)
         a->used_chunks[cls] -= whole;
         a->used_bytes[cls] -= n_units * ARENA_UNIT;
     }
+}
+
+/* What every operation leaves behind: each class can have its share. */
+static void assert_shares_hold(const struct arena *a)
+{
+    uint32_t owed = 0;
+
+    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
+        owed += deficit(a, k, a->used_chunks[k]);
+    }
+    assert(chunks_free(a) >= owed);
 }
 
 static void tell_waiters(struct arena *a)
@@ -339,6 +349,7 @@ void *arena_alloc(struct arena *a, enum arena_class cls, size_t size)
 
     pthread_mutex_lock(&a->lock);
     p = alloc_locked(a, cls, size);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return p;
 }
@@ -374,6 +385,7 @@ void *arena_alloc_wait(struct arena *a, enum arena_class cls, size_t size,
     while ((p = alloc_locked(a, cls, size)) == NULL && more) {
         more = wait_freed(a, deadline);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return p;
 }
@@ -384,6 +396,7 @@ bool arena_could(struct arena *a, enum arena_class cls)
 
     pthread_mutex_lock(&a->lock);
     ok = may_hold(a, cls, ARENA_CLASSES);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -402,6 +415,7 @@ bool arena_claim(struct arena *a, enum arena_class cls, unsigned n)
     if (!ok) {
         a->claims[cls] -= n;
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -412,6 +426,7 @@ void arena_unclaim(struct arena *a, enum arena_class cls, unsigned n)
     assert(a->claims[cls] >= n);
     a->claims[cls] -= n;
     tell_waiters(a);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -423,16 +438,34 @@ static void unhome(struct arena *a, struct unit *unit)
     }
 }
 
-void arena_home(struct arena *a, void *p)
+bool arena_home(struct arena *a, void *p)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
+    bool claimed = false;
 
     pthread_mutex_lock(&a->lock);
     if (!unit->homed && unit->n_units == a->chunk_units) {
         unit->homed = true;
         a->homed[unit->cls]++;
+        claimed = unit->cls == ARENA_FILL;
+        assert(!claimed || a->claims[ARENA_FILL] > 0);
+        a->claims[ARENA_FILL] -= claimed;
+        tell_waiters(a);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
+    return claimed;
+}
+
+bool arena_passing(struct arena *a, enum arena_class cls)
+{
+    bool passing;
+
+    pthread_mutex_lock(&a->lock);
+    passing = a->used_chunks[cls] > a->homed[cls];
+    assert_shares_hold(a);
+    pthread_mutex_unlock(&a->lock);
+    return passing;
 }
 
 static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
@@ -447,12 +480,16 @@ static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
 static bool move_locked(struct arena *a, void *p, enum arena_class to)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
+    bool homed = unit->homed;
 
     assert(atomic_load(&unit->refs) > 0);
     if (unit->cls == to) {
         return true;
     }
+    unhome(a, unit);
     if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
+        unit->homed = homed;
+        a->homed[unit->cls] += homed;
         return false;
     }
     reclass(a, unit, to);
@@ -465,6 +502,7 @@ bool arena_move(struct arena *a, void *p, enum arena_class to)
 
     pthread_mutex_lock(&a->lock);
     ok = move_locked(a, p, to);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -479,6 +517,7 @@ bool arena_move_wait(struct arena *a, void *p, enum arena_class to,
     while (!(ok = move_locked(a, p, to)) && more) {
         more = wait_freed(a, deadline);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -500,6 +539,7 @@ void arena_shrink(struct arena *a, void *p, size_t size)
         account(a, unit->cls, n, 1);
         tell_waiters(a);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -535,6 +575,7 @@ void arena_unref(struct arena *a, void *p)
     if (old == 1) {
         pthread_mutex_lock(&a->lock);
         free_locked(a, u);
+        assert_shares_hold(a);
         pthread_mutex_unlock(&a->lock);
     }
 }
@@ -554,6 +595,7 @@ void arena_pass(struct arena *a, void *p, enum arena_class to)
     if (old == 1) {
         free_locked(a, u);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -587,6 +629,7 @@ void arena_use(struct arena *a, struct arena_use *out)
     out->resident = (uint64_t)a->resident * a->block_size;
     out->huge_pages = a->huge_pages;
     memcpy(out->huge_detail, a->huge_detail, sizeof out->huge_detail);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 

@@ -93,6 +93,7 @@ static void fetch_start(struct fetch *f)
     struct sos *s = f->store->sos;
     const struct catalog_copy *copy = &f->entry.copies[f->copy];
     struct tier *tier = copy->where == CATALOG_DISK ? s->disk : s->remote;
+    int rv;
 
     memset(&f->req, 0, sizeof f->req);
     f->req.id = f->entry.id;
@@ -105,8 +106,9 @@ static void fetch_start(struct fetch *f)
     f->failed = f->verified = false;
     f->loading = true;
     list_push(&f->store->fetches, &f->link);
-    f->req.status = tier_get(tier, &f->req);
-    if (f->req.status != 0) {
+    rv = tier_get(tier, &f->req); /* From here on the status is the tier's. */
+    if (rv != 0) {
+        f->req.status = rv;
         list_remove(&f->link);
         f->loading = false;
         f->failed = true;
