@@ -17,7 +17,7 @@
 #define STORES 2
 #define WRITERS 3
 #define READERS 3
-#define SECONDS_MAX 30
+#define SECONDS_MAX 120
 
 struct model {
     struct box box;
