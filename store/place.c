@@ -18,13 +18,14 @@
 
 #define PASSAGE_MAGIC 0x50415353u
 #define WAIT_STEP_MS 50
-#define IDLE_STEPS 3 /* So long with nothing under way: no room. */
 
 struct sos_sink {
     struct sink base;
     struct sos_store *store;
     struct tally tally;
+    atomic_bool in_fill;      /* Its block leaves from where it was filled. */
     unsigned inflight;        /* Under store->lock, as is the rest. */
+    bool homed;               /* Its claim has become a block's home. */
     struct hedge_error error; /* Why base.failed is set. */
 };
 
@@ -33,6 +34,7 @@ struct passage {
     struct list link; /* Of the free, the homeless or the waiting ones. */
     struct sos_store *store;
     struct sos_sink *sink; /* NULL once the writer has been told. */
+    bool in_fill;          /* It could not be moved to ARENA_OUT. */
     struct tier_req req;
     struct catalog_entry entry; /* As it will be; copies so far. */
     void *block;
@@ -106,16 +108,6 @@ static struct passage *passage_take(struct sos *s, const struct block_id *id)
     return p;
 }
 
-static unsigned passages_inflight(struct passages *all)
-{
-    unsigned n;
-
-    pthread_mutex_lock(&all->lock);
-    n = all->inflight;
-    pthread_mutex_unlock(&all->lock);
-    return n;
-}
-
 bool passages_owns(struct sos *s, const struct block_id *id)
 {
     struct passages *all = s->passages;
@@ -167,10 +159,11 @@ static void passage_leave(struct passage *p, bool homeless)
 {
     struct sos_store *store = p->store;
 
-    if (p->sink != NULL) {
-        p->sink->inflight--;
-        p->sink = NULL;
+    p->sink->inflight--;
+    if (p->in_fill) {
+        p->sink->in_fill = false;
     }
+    p->sink = NULL;
     store->inflight--;
     pthread_cond_broadcast(&store->changed);
     passage_give(store->sos, p, homeless);
@@ -204,6 +197,15 @@ static void drop_new_copies(struct passage *p)
     }
 }
 
+/* store->lock held. */
+static void home_block(struct sos_sink *sink, void *block)
+{
+    if (arena_home(sink->store->sos->arena, block)) {
+        assert(!sink->homed);
+        sink->homed = true;
+    }
+}
+
 /* store->lock held. The copies made are where they should be. */
 static void passage_done(struct passage *p)
 {
@@ -220,13 +222,13 @@ static void passage_done(struct passage *p)
     } else {
         drop_new_copies(p);
     }
-    if (there && !moved && p->sink != NULL) {
+    if (there && !moved) {
         fail_sink(p->sink, HEDGE_EIO, "the catalog cannot be written");
     }
     if (!there || (moved && !p->stays)) {
         arena_pass(s->arena, p->block, ARENA_READ);
     } else if (!p->stays) {
-        arena_home(s->arena, p->block);
+        home_block(p->sink, p->block);
     }
     passage_leave(p, false);
 }
@@ -290,13 +292,13 @@ static void passage_home(struct passage *p)
                         "made: %.400s",
                         wanted, had == 0 ? 1 : had, p->req.error.text);
     }
-    if (there && p->sink != NULL && !store->dead) {
+    if (there && !store->dead) {
         fail_sink(p->sink, HEDGE_EFULL, why.text);
     }
     if (had > 0 || !there) {
         passage_done(p); /* Fewer copies than wanted, or not wanted at all. */
     } else {
-        arena_home(s->arena, p->block);
+        home_block(p->sink, p->block);
         passage_leave(p, true);
     }
 }
@@ -457,6 +459,7 @@ static void passage_start(struct passage *p, struct sos_sink *sink,
     memset(&p->req, 0, sizeof p->req);
     p->store = sink->store;
     p->sink = sink;
+    p->in_fill = sink->in_fill;
     p->entry = *e;
     p->entry.n_copies = 0;
     p->block = block;
@@ -544,12 +547,27 @@ void sos_sink_error(struct sink *base, struct hedge_error *out)
     (void)sink_status(sink_of(base), out);
 }
 
+/* The one block a writer has claimed is still on its way. */
+static void wait_filled(struct sos_sink *sink)
+{
+    struct sos_store *store = sink->store;
+
+    if (sink->in_fill) {
+        pthread_mutex_lock(&store->lock);
+        while (sink->in_fill) {
+            pthread_cond_wait(&store->changed, &store->lock);
+        }
+        pthread_mutex_unlock(&store->lock);
+    }
+}
+
 static int sink_block(struct sink *base, void **block, struct hedge_error *e)
 {
     struct sos_sink *sink = sink_of(base);
     struct sos *s = sink->store->sos;
 
     *block = NULL;
+    wait_filled(sink);
     for (;;) {
         int rv = sink_status(sink, e);
 
@@ -574,24 +592,19 @@ static void sink_back(struct sink *base, void *block)
     arena_unref(sink_of(base)->store->sos->arena, block);
 }
 
-/* Fill waits for out. False: nothing is under way that would make room, or the
- * writer has been told already that there is none. */
-static bool may_leave(struct sos_sink *sink, void *block)
+/* Fill waits for out, as long as anything leaves it: what readers hold on is
+ * theirs. When OUT is the home of blocks that nobody took, the block leaves
+ * from where it was filled, and the writer waits for that. */
+static void move_out(struct sos_sink *sink, void *block)
 {
-    struct sos *s = sink->store->sos;
-    unsigned idle_steps = 0;
+    struct arena *arena = sink->store->sos->arena;
 
-    while (!arena_move_wait(s->arena, block, ARENA_OUT, WAIT_STEP_MS)) {
-        bool idle = passages_inflight(s->passages) == 0 &&
-                    atomic_load(&s->n_burying) == 0;
-
-        idle_steps = idle ? idle_steps + 1 : 0;
-        if (sink->store->dead || atomic_load(&sink->base.failed) != 0 ||
-            idle_steps == IDLE_STEPS) {
-            return false;
+    while (!arena_move_wait(arena, block, ARENA_OUT, WAIT_STEP_MS)) {
+        if (sink->store->dead || !arena_passing(arena, ARENA_OUT)) {
+            sink->in_fill = true;
+            return;
         }
     }
-    return true;
 }
 
 static void fill_entry(struct catalog_entry *e, const struct block_header *h)
@@ -680,6 +693,14 @@ static void sink_refuse(struct sos_sink *sink, void *block, bool stays)
     arena_unref(store->sos->arena, block);
 }
 
+static void sink_homes(struct sos_sink *sink, void *block)
+{
+    pthread_mutex_lock(&sink->store->lock);
+    home_block(sink, block);
+    sink->in_fill = false;
+    pthread_mutex_unlock(&sink->store->lock);
+}
+
 static bool sink_keeps(struct sos_sink *sink, void *block, size_t len)
 {
     bool stays;
@@ -723,11 +744,14 @@ static int sink_put(struct sink *base, void *block,
         return rv;
     }
     stays = sink_keeps(sink, block, len);
-    if (stays ? store->options.replicas > 1 : may_leave(sink, block)) {
+    if (!stays) {
+        move_out(sink, block);
+    }
+    if (!stays || store->options.replicas > 1) {
         p = passage_take(s, &h->id);
     }
     if (p == NULL && !stays) {
-        arena_home(s->arena, block); /* While it is still only ours. */
+        sink_homes(sink, block); /* While it is still only ours. */
     }
     fill_entry(&e, h);
     rv = publish(sink, &e, h, block, stays, p != NULL, err);
@@ -735,6 +759,7 @@ static int sink_put(struct sink *base, void *block,
         if (p != NULL) {
             passage_give(s, p, false);
         }
+        sink->in_fill = false;
         sink_refuse(sink, block, stays);
         return rv;
     }
@@ -873,7 +898,9 @@ static void sink_free(struct sos_sink *sink)
 {
     struct sos_store *store = sink->store;
 
-    arena_unclaim(store->sos->arena, ARENA_FILL, 1);
+    if (!sink->homed) {
+        arena_unclaim(store->sos->arena, ARENA_FILL, 1);
+    }
     mem_free(sink);
     sos_store_unref(store);
 }
