@@ -35,7 +35,7 @@
 #define RUNS_MAX 51
 #define METHOD "/bench/Sink"
 #define LINE 64
-#define WARM_BLOCKS 64
+#define WARM_BLOCKS 256
 
 extern char **environ;
 

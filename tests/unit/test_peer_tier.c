@@ -1,8 +1,9 @@
 /* The peer tier against real peers in this process. */
 #include "tests/lib/peer_node.h"
 
+#include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
-#include "store/base/log.h"
+#include "proto/hedge.pb-c.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -540,6 +541,156 @@ static void end_while_stopped(void **state)
     move_release(&back);
 }
 
+/* --- peers that answer nonsense ----------------------------------------------
+ */
+
+enum nonsense {
+    SHORT,
+    NO_BLOCK,
+    OTHER_NUMBER,
+    JUNK,
+    SILENCE,
+    AN_ERROR,
+    STRANGE_ERROR,
+    NONSENSES
+};
+
+static void send_nonsense(struct rpc_stream *s, enum nonsense how,
+                          uint64_t number)
+{
+    static unsigned char buf[PEER_TEST_BLOCK + 64];
+    Hedge__V1__GetReply r = HEDGE__V1__GET_REPLY__INIT;
+    struct rpc_out out = {.head = buf};
+    size_t len = PEER_TEST_BLOCK - (how == SHORT);
+
+    r.request = number + (how == OTHER_NUMBER);
+    if (how == AN_ERROR || how == STRANGE_ERROR) {
+        r.error = (char *)(uintptr_t)(how == AN_ERROR ? "EIO" : "EWHATEVER");
+    }
+    out.head_len = hedge__v1__get_reply__pack(&r, buf);
+    if (how == SHORT || how == OTHER_NUMBER) {
+        out.head_len += wire_body_tag(len, buf + out.head_len);
+        memset(buf + out.head_len, 0, len);
+        out.head_len += len;
+    }
+    if (how == JUNK) {
+        memset(buf, 0xff, 20);
+        out.head_len = 20;
+    }
+    (void)rpc_stream_send(s, &out, RPC_NO_TIMEOUT);
+}
+
+static int get_nonsense(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    enum nonsense how = *(enum nonsense *)ctx;
+    unsigned char buf[256];
+    struct rpc_msg m;
+    int rv;
+
+    while ((rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0) {
+        Hedge__V1__GetRequest *q;
+        size_t len = rpc_msg_left(&m);
+
+        rpc_msg_read(&m, buf, len);
+        rpc_msg_release(&m);
+        q = hedge__v1__get_request__unpack(NULL, len, buf);
+        if (how != SILENCE) {
+            send_nonsense(s, how, q->request);
+        }
+        hedge__v1__get_request__free_unpacked(q, NULL);
+    }
+    return rv;
+}
+
+static void nonsense_for_gets(void **state)
+{
+    static const int expected[NONSENSES] = {
+        [SHORT] = HEDGE_EPROTO,
+        [NO_BLOCK] = HEDGE_EPROTO,
+        [OTHER_NUMBER] = HEDGE_EUNAVAILABLE,
+        [JUNK] = HEDGE_EUNAVAILABLE,
+        [SILENCE] = HEDGE_EUNAVAILABLE,
+        [AN_ERROR] = HEDGE_EIO,
+        [STRANGE_ERROR] = HEDGE_EPROTO,
+    };
+    struct peer_node a, *nodes[] = {&a};
+    enum nonsense how;
+    struct tier *t;
+    struct move m;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    a.ctx = &how;
+    for (how = 0; how < NONSENSES; how++) {
+        uint64_t start;
+
+        a.get = NULL;
+        t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+        move_init(&m, 1, 1, PEER_TEST_BLOCK);
+        assert_int_equal(move_there(t, &m), 0);
+        a.get = get_nonsense;
+        start = clock_mono_ms();
+        if (move_back(t, &m) != expected[how]) {
+            fail_msg("%d: %d %s", how, m.req.status, m.req.error.text);
+        }
+        assert_non_null(strstr(m.req.error.text, "node a"));
+        assert_true(clock_mono_ms() - start < 10000);
+        tier_free(t);
+        move_release(&m);
+    }
+    peer_node_stop(&a);
+}
+
+/* Tells of blocks that it was not sent, or of none. */
+static int put_nonsense(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    Hedge__V1__PutReply r = HEDGE__V1__PUT_REPLY__INIT;
+    unsigned char buf[256];
+    struct rpc_out out = {.head = buf};
+    struct rpc_msg m;
+    int rv;
+
+    while ((rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0) {
+        rpc_msg_release(&m);
+        r.request = 999;
+        r.stored = true;
+        out.head_len = hedge__v1__put_reply__pack(&r, buf);
+        if (*(enum nonsense *)ctx == JUNK) {
+            memset(buf, 0xff, 20);
+            out.head_len = 20;
+        }
+        (void)rpc_stream_send(s, &out, RPC_NO_TIMEOUT);
+    }
+    return rv;
+}
+
+static void nonsense_for_puts(void **state)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    enum nonsense how;
+    struct move m[MANY];
+    struct tier *t;
+
+    (void)state;
+    for (how = OTHER_NUMBER; how <= JUNK; how++) {
+        peer_node_start(
+            &a, "a", 1,
+            (struct sos_options){.mem_limit = 80 * PEER_TEST_BLOCK});
+        peer_node_start(&b, "b", 1, (struct sos_options){.mem_limit = 0});
+        a.put = put_nonsense;
+        a.ctx = &how;
+        t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+        put_many(t, m, MANY);
+        wait_many(m, MANY);
+        assert_int_equal(count_on(t, m, MANY, "b"), MANY);
+        check_many(t, m, MANY);
+        tier_free(t);
+        peer_node_stop(&a);
+        peer_node_stop(&b);
+        release_many(m, MANY);
+    }
+}
+
 static void unreachable_for_gets(void **state)
 {
     struct peer_node a, *nodes[] = {&a};
@@ -561,6 +712,7 @@ static void unreachable_for_gets(void **state)
     assert_int_equal(move_back(t, &m), HEDGE_ELOST);
     assert_true(clock_mono_ms() - start < 8000);
     peer_node_unmute(&a);
+    peer_test_tell(t, nodes, 1);
     move_check(t, &m);
     tier_free(t);
     peer_node_stop(&a);
@@ -649,6 +801,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(end_with_puts_in_flight),
     cmocka_unit_test(stopped_while_putting),
     cmocka_unit_test(end_while_stopped),
+    cmocka_unit_test(nonsense_for_gets),
+    cmocka_unit_test(nonsense_for_puts),
     cmocka_unit_test(unreachable_for_gets),
     cmocka_unit_test(newer_incarnation),
     cmocka_unit_test(renewed),
