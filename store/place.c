@@ -910,12 +910,13 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
 {
     struct sos_sink *sink = sink_of(base);
     struct sos_store *store = sink->store;
+    struct manifest m;
     bool aborted = false;
     int rv;
 
     pthread_mutex_lock(&store->lock);
     wait_settled(sink);
-    *out = tally_result(&sink->tally);
+    m = tally_result(&sink->tally);
     rv = atomic_load(&base->failed);
     if (rv != 0 && e != NULL) {
         *e = sink->error;
@@ -924,18 +925,19 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
         rv = error_set(e, HEDGE_ENOTFOUND,
                        "store \"%s\" was removed while it was written",
                        store->name);
-    } else if (claimed != NULL && !manifest_equal(claimed, out)) {
+    } else if (claimed != NULL && !manifest_equal(claimed, &m)) {
         rv = error_set(e, HEDGE_ECORRUPT,
                        "store \"%s\": the writer sent %llu records of %llu "
                        "bytes, %llu of %llu arrived",
                        store->name, (unsigned long long)claimed->records,
                        (unsigned long long)claimed->bytes,
-                       (unsigned long long)out->records,
-                       (unsigned long long)out->bytes);
+                       (unsigned long long)m.records,
+                       (unsigned long long)m.bytes);
         aborted = true;
     } else {
-        manifest_merge(&store->closed, out);
+        manifest_merge(&store->closed, &m);
     }
+    *out = m; /* Perhaps the same as `claimed`. */
     unregister_writer(sink, aborted);
     pthread_mutex_unlock(&store->lock);
     sink_free(sink);

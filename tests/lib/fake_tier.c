@@ -479,7 +479,7 @@ void fake_tier_fail_nth(struct fake_tier *f, unsigned n, int status,
     f->fail_nth = n;
     f->fail_status = status;
     f->fail_at_once = at_once;
-    f->fired = false;
+    f->fired = f->fired && n == 0;
     pthread_mutex_unlock(&f->lock);
 }
 
