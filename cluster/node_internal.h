@@ -125,7 +125,9 @@ struct hedge_node {
 };
 
 /* --- node_loop.c --- */
-int node_loop_start(struct hedge_node *n, struct hedge_error *e);
+/* From _open on tasks can be posted; from _run on they are done. */
+int node_loop_open(struct hedge_node *n, struct hedge_error *e);
+int node_loop_run(struct hedge_node *n, struct hedge_error *e);
 /* Waits until the lease is given back, ends the thread. */
 void node_loop_stop(struct hedge_node *n);
 /* Frees it, when nobody can post any more. */
