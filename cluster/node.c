@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define GRACE_MS 300
+#define CALL_THREADS 8
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
@@ -484,7 +485,8 @@ static int start_store(struct hedge_node *n, struct hedge_error *e)
                                   .incarnation = n->incarnation,
                                   .block_size = n->o.block_size,
                                   .block_lease_ms = n->o.block_lease_ms};
-    struct peer_service_options ps = {.block_lease_ms = n->o.block_lease_ms};
+    struct peer_service_options ps = {.block_lease_ms = n->o.block_lease_ms,
+                                      .incarnation = n->incarnation};
     int rv = sos_new(&o, &n->sos, e);
 
     if (rv != 0) {
@@ -538,6 +540,9 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
         n->o.disk_reserve = default_disk_reserve(n->data_dir);
     }
     rv = engine_open(n->engine_url, n->group, &n->engine, e);
+    if (rv == 0 && pool_new(CALL_THREADS, "hedge-calls", &n->call_pool) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
+    }
     rv = rv != 0 ? rv : start_store(n, e);
     /* The loop first: handlers post to it. */
     rv = rv != 0 ? rv : node_loop_start(n, e);
@@ -596,6 +601,7 @@ static void free_all(struct hedge_node *n)
 {
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
+    pool_free(n->call_pool);
     node_channel_put(n, NULL);
     directory_free(n->directory);
     engine_close(&n->engine);

@@ -195,6 +195,14 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
 
 void node_membership(struct hedge_node *n, const struct membership_event *ev)
 {
+    node_membership_then(n, ev, NULL, NULL);
+}
+
+void node_membership_then(struct hedge_node *n,
+                          const struct membership_event *ev,
+                          void (*fn)(struct hedge_node *n, void *arg),
+                          void *arg)
+{
     uint64_t token, before, version;
     int rv;
 
@@ -205,6 +213,9 @@ void node_membership(struct hedge_node *n, const struct membership_event *ev)
         return;
     }
     tell_changes(n, &n->actions);
+    if (fn != NULL) {
+        fn(n, arg);
+    }
     if (n->actions.settled) {
         directory_settle(n->directory, n->leader_token);
     }
@@ -218,6 +229,11 @@ void node_membership(struct hedge_node *n, const struct membership_event *ev)
     if (membership_version(n->membership, &token) != version ||
         token != before || n->actions.n_changes > 0) {
         publish_members(n);
+    }
+    for (size_t i = 0; i < n->actions.n_changes; i++) {
+        if (n->actions.changes[i].type == MEMBERSHIP_LEAVE) {
+            sos_repair(n->sos);
+        }
     }
     node_link_act(n, &n->actions);
     set_timer(n);

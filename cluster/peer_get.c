@@ -194,10 +194,15 @@ static void get_broken(struct lane *l, const struct hedge_error *why)
 {
     struct list ops, *i;
 
+    list_foreach (i, &l->queue) {
+        /* Those that waited for a session without an answer have had their
+         * try as well. */
+        container_of(i, struct op, link)->tries += !l->answered;
+    }
     list_init(&ops);
     list_splice(&ops, &l->flight);
     list_splice(&ops, &l->queue);
-    if (!list_empty(&ops)) {
+    if (!list_empty(&ops) && l->failures == 1) {
         log_warn("peer", "getting blocks from %s: %s", l->peer->id, why->text);
     }
     while ((i = list_pop(&ops)) != NULL) {

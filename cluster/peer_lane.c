@@ -11,8 +11,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#define CONNECT_MS PEER_STALL_MS
 #define BACKOFF_MS 100
-#define BACKOFF_MAX_MS 2000
+#define BACKOFF_MAX_MS 500
 
 #if defined(HEDGE_TSAN) || defined(__SANITIZE_ADDRESS__)
 #define STACK ((size_t)4 << 20)
@@ -89,6 +90,7 @@ static void mark_broken(struct lane *l, const struct hedge_error *why)
 void lane_break(struct lane *l, int code, const char *text)
 {
     struct peer_tier *t = l->peer->tier;
+    struct rpc_channel *c = l->channel;
     struct rpc_stream *s = l->stream;
     struct hedge_error why;
 
@@ -99,6 +101,7 @@ void lane_break(struct lane *l, int code, const char *text)
     mark_broken(l, &why);
     l->pins++;
     pthread_mutex_unlock(&t->lock);
+    rpc_channel_cut(c);
     rpc_stream_cancel(s);
     pthread_mutex_lock(&t->lock);
     l->pins--;
@@ -147,6 +150,7 @@ static void *receive(void *arg)
     mark_broken(l, &e);
     pthread_mutex_unlock(&t->lock);
     /* A sender that is blocked returns. */
+    rpc_channel_cut(l->channel);
     rpc_stream_cancel(l->stream);
     return NULL;
 }
@@ -171,32 +175,52 @@ static int start_receiver(struct lane *l, pthread_t *out)
     return 0;
 }
 
+/* Without the lock. */
+static int session_connect(const char *target, const char *path,
+                           struct rpc_channel **c, struct rpc_stream **s,
+                           struct hedge_error *e)
+{
+    int rv = rpc_channel_connect(target, CONNECT_MS, c, e);
+
+    if (rv != 0) {
+        return rv;
+    }
+    rv = rpc_stream_open(*c, path, RPC_NO_TIMEOUT, s);
+    return rv == 0
+               ? 0
+               : error_set(e, rv, "no stream to it: %s", hedge_strerror(rv));
+}
+
 /* Lock held, let go in between. */
 static int session_begin(struct lane *l, pthread_t *receiver)
 {
     struct peer_tier *t = l->peer->tier;
-    char *target = mem_strdup(l->peer->target);
+    struct rpc_channel *c = NULL;
     struct rpc_stream *s = NULL;
-    int rv = target == NULL ? HEDGE_ENOMEM : 0;
+    struct hedge_error e = {.code = 0};
+    char target[PEER_ID_MAX];
+    int rv;
 
+    (void)snprintf(target, sizeof target, "%s", l->peer->target);
     pthread_mutex_unlock(&t->lock);
-    if (rv == 0) {
-        rv = rpc_channel_new(target, &l->channel);
-    }
-    if (rv == 0) {
-        rv = rpc_stream_open(l->channel, l->kind->path, RPC_NO_TIMEOUT, &s);
-    }
-    mem_free(target);
+    rv = session_connect(target, l->kind->path, &c, &s, &e);
     pthread_mutex_lock(&t->lock);
     l->session++;
     l->is_broken = l->answered = false;
     error_clear(&l->why);
     l->progress_ms = peer_now_ms();
+    l->channel = c;
     l->stream = s;
     if (rv == 0) {
         pthread_mutex_unlock(&t->lock);
         rv = start_receiver(l, receiver);
         pthread_mutex_lock(&t->lock);
+    }
+    if (rv != 0) {
+        if (e.code == 0) {
+            (void)error_set(&e, rv, "%s", hedge_strerror(rv));
+        }
+        mark_broken(l, &e);
     }
     return rv;
 }
@@ -208,11 +232,9 @@ static void session_end(struct lane *l, const pthread_t *receiver)
     struct rpc_stream *s = l->stream;
     struct rpc_channel *c = l->channel;
 
-    while (l->pins > 0) {
-        pthread_cond_wait(&t->unpinned, &t->lock);
-    }
     pthread_mutex_unlock(&t->lock);
     if (s != NULL) {
+        rpc_channel_cut(c);
         rpc_stream_cancel(s);
     }
     if (receiver != NULL) {
@@ -310,9 +332,6 @@ static void session(struct lane *l)
 
     if (rv == 0) {
         session_run(l);
-    } else {
-        (void)error_set(&l->why, rv, "cannot connect: %s", hedge_strerror(rv));
-        l->is_broken = true;
     }
     in_order = !l->is_broken && !t->closing && !l->peer->gone;
     session_end(l, rv == 0 ? &receiver : NULL);

@@ -16,6 +16,7 @@
 /* Waiting, under way in the transport, and one being filled. */
 #define BUFFERS (QUEUE_MAX + 4)
 #define STALL_MS 60000 /* A node that takes nothing for so long is gone. */
+#define REASON_MS 1000
 #define BLOCK_SIZE_SANE (BLOCK_SIZE_MAX)
 
 /* --- memory --- */
@@ -202,19 +203,28 @@ static int await_credit(struct remote_sink *s, struct hedge_error *e)
     if (rv == HEDGE_ETIMEDOUT && (s->credits > 0 || s->full)) {
         return 0;
     }
+    if (rv == HEDGE_ETIMEDOUT) {
+        (void)error_set(e, rv, "the node has taken nothing for %d s",
+                        STALL_MS / 1000);
+    }
     return rv;
 }
 
-/* Why a send broke comes with the status. */
-static int send_broken(struct remote_sink *s, int rv, struct hedge_error *e)
+/* Sending has failed with `rv`; the reason comes with the status. */
+static int why_broken(struct remote_sink *s, int rv, struct hedge_error *e)
 {
-    struct rpc_msg msg;
+    struct hedge_error reason = {0};
+    int told;
 
-    error_clear(e);
-    while (rpc_stream_recv(s->stream, 1000, &msg, e) == 0) {
-        rpc_msg_release(&msg);
+    do {
+        told = receive(s, REASON_MS, &reason);
+    } while (told == 0);
+    if (told != HEDGE_ETIMEDOUT && reason.code != 0) {
+        *e = reason;
+        return told;
     }
-    return e->code != 0 && e->code != HEDGE_EEND ? e->code : rv;
+    return error_set(e, rv, "the node takes no more blocks: %s",
+                     hedge_strerror(rv));
 }
 
 /* Send a block or, when the sink has failed or the node is full, drop it. */
@@ -243,7 +253,7 @@ static void send_block(struct remote_sink *s, struct buffer *b)
     s->credits--;
     rv = rpc_stream_send(s->stream, &out, STALL_MS);
     if (rv != 0) {
-        rv = send_broken(s, rv, &e);
+        rv = why_broken(s, rv, &e);
         (void)sink_fail(s, rv, &e);
     }
 }

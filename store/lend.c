@@ -18,13 +18,17 @@ struct part {
     uint64_t generation, incarnation;
     uint64_t mem_used, disk_used, next_ordinal;
     uint64_t expires_ms, ttl_ms;
-    unsigned inflight; /* Disk writes under way. */
-    bool dead;         /* No new blocks; freed when nothing is in flight. */
+    uint64_t empty_since_ms; /* 0: it has blocks, or has just had some. */
+    unsigned inflight;       /* Disk writes under way. */
+    bool dead; /* No new blocks; freed when nothing is in flight. */
     char owner[];
 };
 
 #define KEEP_FIRST_MS 20000 /* At least, until the first renewal. */
 #define GRACE_MS 5000
+/* A part without blocks ends after this long: its owner, which has dropped each
+ * of them, need not drop it as well. */
+#define EMPTY_MS 10000
 
 void lend_init(struct sos *s)
 {
@@ -77,12 +81,12 @@ static void part_bury(struct sos *s, struct part *p)
 
 static void part_kill(struct sos *s, struct part *p, const char *why)
 {
-    if (!p->dead) {
+    if (!p->dead && p->mem_used + p->disk_used > 0) {
         log_info("sos", "dropping %llu bytes held for %s: %s",
                  (unsigned long long)(p->mem_used + p->disk_used), p->owner,
                  why);
-        p->dead = true;
     }
+    p->dead = true;
     if (p->inflight == 0) {
         part_bury(s, p);
     }
@@ -439,12 +443,15 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
 
 /* --- dropping --- */
 
-static void drop_block(struct sos *s, const struct block_id *id)
+static void drop_block(struct sos *s, const struct sos_owner *owner,
+                       const struct block_id *id)
 {
     struct part *p = part_find(s, id->generation);
     struct catalog_entry e;
 
-    if (p == NULL || catalog_get(s->catalog, id, &e) != 0) {
+    if (p == NULL || !is_owner(p, owner) ||
+        p->incarnation > owner->incarnation ||
+        catalog_get(s->catalog, id, &e) != 0) {
         return;
     }
     if (e.copies[0].where == CATALOG_MEMORY) {
@@ -470,7 +477,7 @@ void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
 
     pthread_mutex_lock(&s->lend_lock);
     if (id != NULL) {
-        drop_block(s, id);
+        drop_block(s, owner, id);
     } else {
         list_foreach_safe (l, tmp, &s->parts) {
             struct part *p = container_of(l, struct part, link);
@@ -503,6 +510,16 @@ void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
     pthread_mutex_unlock(&s->lend_lock);
 }
 
+static bool empty_for_long(struct part *p, uint64_t now_ms)
+{
+    if (p->mem_used + p->disk_used > 0 || p->inflight > 0) {
+        p->empty_since_ms = 0;
+    } else if (p->empty_since_ms == 0) {
+        p->empty_since_ms = now_ms;
+    }
+    return p->empty_since_ms != 0 && now_ms - p->empty_since_ms >= EMPTY_MS;
+}
+
 void lend_expire(struct sos *s, uint64_t now_ms)
 {
     struct list *l, *tmp;
@@ -513,6 +530,8 @@ void lend_expire(struct sos *s, uint64_t now_ms)
 
         if (!p->dead && now_ms >= p->expires_ms) {
             part_kill(s, p, "the owner has not renewed it");
+        } else if (!p->dead && empty_for_long(p, now_ms)) {
+            part_kill(s, p, "it is empty");
         }
     }
     pthread_mutex_unlock(&s->lend_lock);

@@ -486,6 +486,9 @@ int sos_new(const struct sos_options *o, struct sos **out,
     init_cond(&s->wake);
     lend_init(s);
     rv = open_parts(s, o, e);
+    if (rv == 0 && repair_new(s, &s->repair) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start the store's threads");
+    }
     if (rv == 0 && pthread_create(&s->janitor, NULL, janitor_main, s) != 0) {
         rv = error_set(e, HEDGE_ENOMEM, "cannot start the store's thread");
     }
@@ -506,6 +509,7 @@ void sos_free(struct sos *s)
     if (s == NULL) {
         return;
     }
+    repair_free(s->repair);
     if (s->janitor_runs) {
         pthread_mutex_lock(&s->lock);
         list_foreach_safe (l, tmp, &s->stores) {

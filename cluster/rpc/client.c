@@ -4,15 +4,21 @@
 #include "store/base/mem.h"
 
 #include <assert.h>
+#include <fcntl.h>
+#include <grpc/grpc_posix.h>
 #include <grpc/grpc_security.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 struct rpc_channel {
     grpc_channel *channel;
     char *target;
+    int cut_fd; /* The socket once more, to shut it down; -1: core's own. */
 };
 
-static grpc_channel *channel_create(const char *target)
+/* `fd` -1: core connects when there is something to do. */
+static grpc_channel *channel_create(const char *target, int fd)
 {
     grpc_channel_credentials *creds;
     grpc_channel_args args;
@@ -31,12 +37,14 @@ static grpc_channel *channel_create(const char *target)
     args.num_args = a.n;
     args.args = a.arg;
     creds = grpc_insecure_credentials_create();
-    channel = grpc_channel_create(target, creds, &args);
+    channel = fd < 0 ? grpc_channel_create(target, creds, &args)
+                     : grpc_channel_create_from_fd(target, fd, creds, &args);
     grpc_channel_credentials_release(creds);
     return channel;
 }
 
-int rpc_channel_new(const char *target, struct rpc_channel **out)
+/* Takes `fd`, on failure too. */
+static int channel_new(const char *target, int fd, struct rpc_channel **out)
 {
     struct rpc_channel *c;
     int rv;
@@ -44,18 +52,21 @@ int rpc_channel_new(const char *target, struct rpc_channel **out)
     *out = NULL;
     c = mem_calloc(1, sizeof *c);
     if (c == NULL) {
-        return HEDGE_ENOMEM;
+        rv = HEDGE_ENOMEM;
+        goto err_fd;
     }
     rv = rpc_init();
     if (rv != 0) {
         goto err_free;
     }
     c->target = mem_strdup(target);
-    if (c->target == NULL) {
+    c->cut_fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (c->target == NULL || (fd >= 0 && c->cut_fd < 0)) {
         rv = HEDGE_ENOMEM;
-        goto err_shutdown;
+        goto err_target;
     }
-    c->channel = channel_create(target);
+    c->channel = channel_create(target, fd);
+    fd = -1;
     if (c->channel == NULL) {
         rv = HEDGE_EINVAL;
         goto err_target;
@@ -64,12 +75,45 @@ int rpc_channel_new(const char *target, struct rpc_channel **out)
     return 0;
 
 err_target:
+    if (c->cut_fd >= 0) {
+        close(c->cut_fd);
+    }
     mem_free(c->target);
-err_shutdown:
     rpc_shutdown();
 err_free:
     mem_free(c);
+err_fd:
+    if (fd >= 0) {
+        close(fd);
+    }
     return rv;
+}
+
+int rpc_channel_new(const char *target, struct rpc_channel **out)
+{
+    return channel_new(target, -1, out);
+}
+
+int rpc_channel_connect(const char *target, uint64_t timeout_ms,
+                        struct rpc_channel **out, struct hedge_error *e)
+{
+    int fd, rv;
+
+    *out = NULL;
+    rv = rpc_connect(target, rpc_until(timeout_ms), &fd, e);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = channel_new(target, fd, out);
+    return rv == 0 ? 0
+                   : error_set(e, rv, "cannot use the connection to %s: %s",
+                               target, hedge_strerror(rv));
+}
+
+void rpc_channel_cut(struct rpc_channel *c)
+{
+    assert(c->cut_fd >= 0);
+    (void)shutdown(c->cut_fd, SHUT_RDWR);
 }
 
 void rpc_channel_free(struct rpc_channel *c)
@@ -78,6 +122,9 @@ void rpc_channel_free(struct rpc_channel *c)
         return;
     }
     grpc_channel_destroy(c->channel);
+    if (c->cut_fd >= 0) {
+        close(c->cut_fd);
+    }
     mem_free(c->target);
     mem_free(c);
     rpc_shutdown();

@@ -276,4 +276,9 @@ void rpc_args_common(struct rpc_args *a)
     rpc_args_int(a, GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
     rpc_args_int(a, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     rpc_args_int(a, GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    /* With probing, core lets a sender run tens of MiB ahead of each reader,
+     * takes several times the memory, and then kills streams for exceeding
+     * the quota. Without it a stream holds what RPC_READY_MAX says, at the
+     * price of one round trip per message on a link that is far. */
+    rpc_args_int(a, GRPC_ARG_HTTP2_BDP_PROBE, 0);
 }

@@ -95,6 +95,10 @@ void rpc_args_common(struct rpc_args *a);
 int rpc_listen(grpc_server *server, const char *address, unsigned *port,
                struct hedge_error *e);
 
+/* A connected socket, non-blocking (connect.c). */
+int rpc_connect(const char *target, uint64_t until_ns, int *out,
+                struct hedge_error *e);
+
 /* --- messages (message.c) ------------------------------------------------- */
 
 /* The state behind struct rpc_msg. */
@@ -148,7 +152,7 @@ void rpc_status_op_release(struct rpc_status_op *st);
 #define RPC_STREAM_MAGIC 0x7374726du
 /* Messages received ahead of the reader, so that the I/O thread has something
  * to do while the reader works on the one before. */
-#define RPC_READY_MAX 2
+#define RPC_READY_MAX 1
 
 /* One kind of operation of a stream, of which one may be under way. */
 struct rpc_stream_op {

@@ -2,6 +2,8 @@
 
 #include "store/base/clock.h"
 #include "store/base/hash.h"
+#include "store/base/log.h"
+#include "tests/lib/rpc_service.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,6 +147,55 @@ void peer_node_await_empty(const struct peer_node *n)
         clock_sleep_ms(5);
     }
     assert_int_equal(peer_node_lent(n), 0);
+}
+
+/* --- in another process -----------------------------------------------------
+ */
+
+#define FAR_ROLE "peer-node"
+
+void far_node_role(int argc, char **argv)
+{
+    struct peer_node n;
+    char c;
+
+    if (argc != 3 || strcmp(argv[1], FAR_ROLE) != 0) {
+        return;
+    }
+    log_set_level(LOG_ERROR);
+    rpc_process_setup();
+    peer_node_start(&n, "far", 1, (struct sos_options){.mem_limit = 0});
+    (void)printf("%s\n", n.address);
+    (void)fflush(stdout);
+    while (read(STDIN_FILENO, &c, 1) > 0) {
+    }
+    exit(0);
+}
+
+void far_node_start(struct far_node *n)
+{
+    n->pid = service_spawn(FAR_ROLE, "", n->address, sizeof n->address);
+    assert_int_equal(strncmp(n->address, "unix:/", 6), 0);
+}
+
+void far_node_stop(struct far_node *n)
+{
+    char cmd[400];
+    char *last = strrchr(n->address, '/');
+
+    service_kill(n->pid);
+    assert_non_null(last);
+    (void)snprintf(cmd, sizeof cmd, "rm -rf %.*s", (int)(last - n->address - 5),
+                   n->address + 5);
+    assert_int_equal(system(cmd), 0);
+}
+
+struct peer_info far_node_info(const struct far_node *n)
+{
+    return (struct peer_info){.id = "far",
+                              .incarnation = 1,
+                              .target = n->address,
+                              .mem_free = (uint64_t)1 << 40};
 }
 
 /* --- the tier ------------------------------------------------------------- */

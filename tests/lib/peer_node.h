@@ -15,6 +15,7 @@
 #include "store/sos.h"
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "tests/lib/check.h"
 
@@ -48,6 +49,18 @@ struct peer_info peer_node_info(const struct peer_node *n);
 uint64_t peer_node_lent(const struct peer_node *n);
 /* Wait until it has lent nothing any more. */
 void peer_node_await_empty(const struct peer_node *n);
+
+/* A node in a process of its own, with 64 blocks of memory. */
+struct far_node {
+    pid_t pid;
+    char address[300];
+};
+void far_node_start(struct far_node *n);
+/* Kills it if need be, and removes its files. */
+void far_node_stop(struct far_node *n);
+struct peer_info far_node_info(const struct far_node *n);
+/* In main(): be such a node, if this process is one, else return. */
+void far_node_role(int argc, char **argv);
 
 /* A tier of a node "self" that knows these nodes. */
 struct tier *peer_test_tier(size_t block_size, struct peer_node *const *nodes,

@@ -4,8 +4,10 @@
 #include "store/base/clock.h"
 #include "store/base/log.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
@@ -128,13 +130,533 @@ static void memory_then_disk(void **state)
     release_many(m, MANY);
 }
 
+/* --- whose turn it is ------------------------------------------------------
+ */
+
+static unsigned count_on(struct tier *t, struct move *m, unsigned n,
+                         const char *node)
+{
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        count += strcmp(node_of(t, &m[i]), node) == 0;
+    }
+    return count;
+}
+
+/* The one with more room is filled, then the other. */
+static void next_peer_when_full(void **state)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    struct move m[MANY];
+    struct tier *t;
+
+    (void)state;
+    peer_node_start(&a, "a", 1,
+                    (struct sos_options){.lend_mem = 12 * PEER_TEST_BLOCK});
+    peer_node_start(&b, "b", 1,
+                    (struct sos_options){.lend_mem = 30 * PEER_TEST_BLOCK});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+    put_many(t, m, MANY);
+    wait_many(m, MANY);
+    assert_int_equal(count_on(t, m, MANY, "b"), 30);
+    assert_int_equal(count_on(t, m, MANY, "a"), MANY - 30);
+    check_many(t, m, MANY);
+    drop_many(t, m, MANY);
+    peer_node_await_empty(&a);
+    peer_node_await_empty(&b);
+    tier_free(t);
+    peer_node_stop(&a);
+    peer_node_stop(&b);
+    release_many(m, MANY);
+}
+
+static void all_refuse_and_say_why(void **state)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    struct move m[MANY];
+    struct tier *t;
+
+    (void)state;
+    peer_node_start(&a, "node-a", 1,
+                    (struct sos_options){.lend_mem = 4 * PEER_TEST_BLOCK});
+    peer_node_start(&b, "node-b", 1,
+                    (struct sos_options){.lend_mem = 4 * PEER_TEST_BLOCK});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+    put_many(t, m, 8);
+    wait_many(m, 8);
+    move_init(&m[8], 100, 8, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &m[8]), HEDGE_EREFUSED);
+    assert_non_null(strstr(m[8].req.error.text, "node-a: node-a has no room"));
+    assert_non_null(strstr(m[8].req.error.text, "node-b: node-b has no room"));
+    /* There is room again, and the tier is told. */
+    move_drop(t, &m[0]);
+    while (peer_node_lent(&a) + peer_node_lent(&b) > 7 * PEER_TEST_BLOCK) {
+        clock_sleep_ms(5);
+    }
+    peer_test_tell(t, nodes, 2);
+    assert_int_equal(move_there(t, &m[8]), 0);
+    move_check(t, &m[8]);
+    tier_free(t);
+    peer_node_stop(&a);
+    peer_node_stop(&b);
+    release_many(m, 9);
+}
+
+static void nobody_there(void **state)
+{
+    struct tier *t = peer_test_tier(PEER_TEST_BLOCK, NULL, 0);
+    struct move m;
+
+    (void)state;
+    move_init(&m, 1, 1, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &m), HEDGE_EREFUSED);
+    assert_non_null(strstr(m.req.error.text, "no other nodes"));
+    tier_free(t);
+    move_release(&m);
+}
+
+/* A store that has used up its own limit keeps no other store out. */
+static void limits_of_a_store(void **state)
+{
+    static const struct tier_store small = {.name = "small",
+                                            .mem_limit = 2 * PEER_TEST_BLOCK};
+    struct peer_node a, *nodes[] = {&a};
+    struct move m[4];
+    struct tier *t;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        move_init(&m[i], 5, i, PEER_TEST_BLOCK);
+        m[i].req.store = &small;
+        assert_int_equal(move_there(t, &m[i]), i < 2 ? 0 : HEDGE_EREFUSED);
+    }
+    move_init(&m[3], 6, 0, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &m[3]), 0);
+    move_check(t, &m[3]);
+    move_check(t, &m[1]);
+    tier_free(t);
+    peer_node_stop(&a);
+    release_many(m, 4);
+}
+
+/* Copies go to nodes that have none. */
+static void avoided_nodes(void **state)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    struct move m[3];
+    struct tier *t;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    peer_node_start(&b, "b", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+    for (unsigned i = 0; i < 3; i++) {
+        move_init(&m[i], 5, 0, PEER_TEST_BLOCK);
+        m[i].req.n_avoid = i;
+        for (unsigned k = 0; k < i; k++) {
+            m[i].req.avoid[k] = m[k].req.place.unit;
+        }
+        assert_int_equal(move_there(t, &m[i]), i < 2 ? 0 : HEDGE_EREFUSED);
+    }
+    assert_string_not_equal(node_of(t, &m[0]), node_of(t, &m[1]));
+    assert_non_null(strstr(m[2].req.error.text, "has a copy already"));
+    tier_free(t);
+    peer_node_stop(&a);
+    peer_node_stop(&b);
+    release_many(m, 3);
+}
+
+/* --- what goes wrong -------------------------------------------------------
+ */
+
+static int slow_disk(void *ctx, char op, size_t len)
+{
+    (void)ctx;
+    (void)op;
+    (void)len;
+    clock_sleep_ms(20);
+    return 0;
+}
+
+/* The server goes away while blocks are on their way to it. */
+static void killed_while_putting(void **state)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    struct move m[MANY];
+    struct tier *t;
+    uint64_t on_a;
+
+    (void)state;
+    peer_node_start(&a, "a", 1,
+                    (struct sos_options){.mem_limit = 16 * PEER_TEST_BLOCK,
+                                         .disk_limit = 64 * MIB,
+                                         .disk_fault = slow_disk});
+    peer_node_start(&b, "b", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+    put_many(t, m, MANY);
+    (void)move_wait(&m[10]);
+    peer_node_mute(&a);
+    wait_many(m, MANY);
+    on_a = count_on(t, m, MANY, "a");
+    assert_true(on_a >= 1 && on_a < MANY);
+    /* What it may have stored without saying so is dropped once it is back. */
+    peer_node_unmute(&a);
+    for (unsigned i = 0;
+         i < 2000 && peer_node_lent(&a) != on_a * PEER_TEST_BLOCK; i++) {
+        clock_sleep_ms(5);
+    }
+    assert_int_equal(peer_node_lent(&a), on_a * PEER_TEST_BLOCK);
+    check_many(t, m, MANY);
+    drop_many(t, m, MANY);
+    peer_node_await_empty(&a);
+    peer_node_await_empty(&b);
+    tier_free(t);
+    peer_node_stop(&a);
+    peer_node_stop(&b);
+    release_many(m, MANY);
+}
+
+/* The only peer breaks off and is there again at once: nothing is lost and
+ * nothing is refused. */
+static void only_peer_comes_back(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct move m[MANY];
+    struct tier *t;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    put_many(t, m, MANY);
+    (void)move_wait(&m[3]);
+    peer_node_mute(&a);
+    clock_sleep_ms(50);
+    peer_node_unmute(&a);
+    wait_many(m, MANY);
+    check_many(t, m, MANY);
+    drop_many(t, m, MANY);
+    peer_node_await_empty(&a);
+    tier_free(t);
+    peer_node_stop(&a);
+    release_many(m, MANY);
+}
+
+/* Reads what comes, says nothing. */
+static int put_mute(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    struct rpc_msg m;
+    int rv;
+
+    while ((rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0) {
+        rpc_msg_release(&m);
+        atomic_fetch_add((atomic_int *)ctx, 1);
+    }
+    return rv;
+}
+
+/* Does not even read. */
+static int put_deaf(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    (void)ctx;
+    (void)e;
+    while (!rpc_stream_is_cancelled(s)) {
+        clock_sleep_ms(10);
+    }
+    return HEDGE_ECANCELED;
+}
+
+static atomic_int drops;
+
+static void drop_count(struct rpc_call *c, void *ctx, const void *request,
+                       size_t len)
+{
+    (void)ctx;
+    (void)request;
+    (void)len;
+    atomic_fetch_add(&drops, 1);
+    rpc_reply(c, "", 0);
+}
+
+/* At least `sent` blocks get on their way before the stall. */
+static void stalled(rpc_stream_fn how, int sent)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    struct move m[MANY];
+    atomic_int seen = 0;
+    uint64_t start;
+    struct tier *t;
+
+    peer_node_start(&a, "a", 1,
+                    (struct sos_options){.mem_limit = 80 * PEER_TEST_BLOCK});
+    peer_node_start(&b, "b", 1, (struct sos_options){.mem_limit = 0});
+    a.put = how;
+    a.drop = drop_count;
+    a.ctx = &seen;
+    atomic_store(&drops, 0);
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+    start = clock_mono_ms();
+    put_many(t, m, MANY);
+    wait_many(m, MANY);
+    assert_true(clock_mono_ms() - start >= PEER_STALL_MS);
+    assert_true(clock_mono_ms() - start < 3 * PEER_STALL_MS);
+    assert_int_equal(count_on(t, m, MANY, "b"), MANY);
+    assert_true(atomic_load(&seen) <= PEER_WINDOW);
+    for (unsigned i = 0; i < 1000 && atomic_load(&drops) < sent; i++) {
+        clock_sleep_ms(5);
+    }
+    assert_in_range(atomic_load(&drops), sent, PEER_WINDOW);
+    check_many(t, m, MANY);
+    tier_free(t);
+    peer_node_stop(&a);
+    peer_node_stop(&b);
+    release_many(m, MANY);
+}
+
+static void peer_says_nothing(void **state)
+{
+    (void)state;
+    stalled(put_mute, PEER_WINDOW);
+}
+
+static void peer_does_not_read(void **state)
+{
+    (void)state;
+    stalled(put_deaf, 1);
+}
+
+/* The tier ends while everything is stuck. */
+static void end_with_puts_in_flight(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct move m[MANY];
+    struct tier *t;
+    uint64_t start;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    a.put = put_deaf;
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    put_many(t, m, MANY);
+    clock_sleep_ms(100);
+    start = clock_mono_ms();
+    tier_free(t);
+    assert_true(clock_mono_ms() - start < 1500);
+    for (unsigned i = 0; i < MANY; i++) {
+        assert_int_equal(atomic_load(&m[i].ended), 1);
+        assert_int_equal(m[i].req.status, HEDGE_ECANCELED);
+    }
+    peer_node_stop(&a);
+    release_many(m, MANY);
+}
+
+/* --- a process that is stopped ---------------------------------------------
+ */
+
+static void stop(const struct far_node *far)
+{
+    int status;
+
+    assert_int_equal(kill(far->pid, SIGSTOP), 0);
+    assert_int_equal(waitpid(far->pid, &status, WUNTRACED), far->pid);
+    assert_true(WIFSTOPPED(status));
+}
+
+/* Memory that the transport has not let go of is not given back; it lets go
+ * of it although the other end neither reads nor goes away. */
+static void stopped_while_putting(void **state)
+{
+    struct far_node far;
+    struct peer_node b;
+    struct peer_info infos[2];
+    struct move m[MANY];
+    uint64_t start;
+    struct tier *t;
+
+    (void)state;
+    far_node_start(&far);
+    peer_node_start(&b, "b", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, NULL, 0);
+    infos[0] = far_node_info(&far);
+    infos[1] = peer_node_info(&b);
+    peer_tier_update(t, infos, 2);
+    put_many(t, m, 1);
+    wait_many(m, 1);
+    assert_string_equal(node_of(t, &m[0]), "far");
+    stop(&far);
+    start = clock_mono_ms();
+    for (unsigned i = 1; i < MANY; i++) {
+        move_init(&m[i], 100, i, PEER_TEST_BLOCK);
+        m[i].poison = true;
+        move_put(t, &m[i]);
+    }
+    wait_many(m, MANY);
+    assert_true(clock_mono_ms() - start < 2 * PEER_STALL_MS);
+    assert_int_equal(count_on(t, m, MANY, "far"), 1);
+    /* What it has it gives once it goes on, and what it did not acknowledge
+     * is dropped there. */
+    start = clock_mono_ms();
+    assert_int_equal(move_back(t, &m[0]), HEDGE_EUNAVAILABLE);
+    assert_true(clock_mono_ms() - start < 10000);
+    assert_int_equal(kill(far.pid, SIGCONT), 0);
+    check_many(t, m, MANY);
+    tier_free(t);
+    peer_node_stop(&b);
+    far_node_stop(&far);
+    release_many(m, MANY);
+}
+
+/* Nor does a stopped peer keep the tier from ending. */
+static void end_while_stopped(void **state)
+{
+    struct far_node far;
+    struct peer_info info;
+    struct move m[MANY], back;
+    uint64_t start;
+    struct tier *t;
+
+    (void)state;
+    far_node_start(&far);
+    t = peer_test_tier(PEER_TEST_BLOCK, NULL, 0);
+    info = far_node_info(&far);
+    peer_tier_update(t, &info, 1);
+    move_init(&back, 3, 3, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &back), 0);
+    stop(&far);
+    put_many(t, m, MANY);
+    move_get(t, &back);
+    clock_sleep_ms(200);
+    start = clock_mono_ms();
+    tier_free(t);
+    assert_true(clock_mono_ms() - start < 3000);
+    for (unsigned i = 0; i < MANY; i++) {
+        assert_int_equal(move_wait(&m[i]), HEDGE_ECANCELED);
+    }
+    assert_int_equal(move_wait(&back), HEDGE_ECANCELED);
+    far_node_stop(&far);
+    release_many(m, MANY);
+    move_release(&back);
+}
+
+static void unreachable_for_gets(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct tier *t;
+    struct move m;
+    uint64_t start;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    move_init(&m, 1, 1, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &m), 0);
+    peer_node_mute(&a);
+    start = clock_mono_ms();
+    assert_int_equal(move_back(t, &m), HEDGE_EUNAVAILABLE);
+    assert_non_null(strstr(m.req.error.text, "node a"));
+    /* Evicted: what it had is lost, unless it answers after all. */
+    peer_test_tell(t, NULL, 0);
+    assert_int_equal(move_back(t, &m), HEDGE_ELOST);
+    assert_true(clock_mono_ms() - start < 8000);
+    peer_node_unmute(&a);
+    move_check(t, &m);
+    tier_free(t);
+    peer_node_stop(&a);
+    move_release(&m);
+}
+
+/* The node has started again: by the member list, and before the list shows
+ * it. */
+static void newer_incarnation(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct move m[3];
+    struct tier_use u;
+    struct tier *t;
+    struct peer_info info;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        move_init(&m[i], 1, i, PEER_TEST_BLOCK);
+    }
+    assert_int_equal(move_there(t, &m[0]), 0);
+    a.incarnation = 2;
+    peer_test_tell(t, nodes, 1);
+    assert_int_equal(move_back(t, &m[0]), HEDGE_ELOST);
+    assert_non_null(strstr(m[0].req.error.text, "node a"));
+    tier_use(t, &u);
+    assert_int_equal(u.used, 0);
+    tier_drop_store(t, 1);
+    /* A list that is older than what is known says nothing. */
+    a.incarnation = 1;
+    info = peer_node_info(&a);
+    peer_tier_update(t, &info, 1);
+    assert_int_equal(move_there(t, &m[1]), HEDGE_EREFUSED);
+    tier_free(t);
+    peer_node_stop(&a);
+
+    peer_node_start(&a, "a", 5, (struct sos_options){.mem_limit = 0});
+    a.incarnation = 4;
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    assert_int_equal(move_there(t, &m[2]), HEDGE_EREFUSED);
+    assert_int_equal(peer_node_lent(&a), 0);
+    a.incarnation = 5;
+    peer_test_tell(t, nodes, 1);
+    assert_int_equal(move_there(t, &m[2]), 0);
+    move_check(t, &m[2]);
+    tier_free(t);
+    peer_node_stop(&a);
+    release_many(m, 3);
+}
+
+/* Blocks that are kept alive by renewals stay. */
+static void renewed(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct tier *t;
+    struct move m;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+    move_init(&m, 1, 1, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &m), 0);
+    clock_sleep_ms(PEER_TEST_LEASE_MS / 3 + 500);
+    move_check(t, &m);
+    tier_free(t);
+    /* The end of the owner is the end of its blocks. */
+    assert_int_equal(peer_node_lent(&a), 0);
+    peer_node_stop(&a);
+    move_release(&m);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(there_and_back),
     cmocka_unit_test(memory_then_disk),
+    cmocka_unit_test(next_peer_when_full),
+    cmocka_unit_test(all_refuse_and_say_why),
+    cmocka_unit_test(nobody_there),
+    cmocka_unit_test(limits_of_a_store),
+    cmocka_unit_test(avoided_nodes),
+    cmocka_unit_test(killed_while_putting),
+    cmocka_unit_test(only_peer_comes_back),
+    cmocka_unit_test(peer_says_nothing),
+    cmocka_unit_test(peer_does_not_read),
+    cmocka_unit_test(end_with_puts_in_flight),
+    cmocka_unit_test(stopped_while_putting),
+    cmocka_unit_test(end_while_stopped),
+    cmocka_unit_test(unreachable_for_gets),
+    cmocka_unit_test(newer_incarnation),
+    cmocka_unit_test(renewed),
 };
 
-int main(void)
+int main(int argc, char **argv)
 {
+    far_node_role(argc, argv);
     rpc_process_setup();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
