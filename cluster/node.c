@@ -110,20 +110,6 @@ static uint64_t default_disk_reserve(const char *dir)
     return reserve < avail / 2 ? reserve : avail / 2;
 }
 
-static void read_boot_id(char out[MEMBER_BOOT_ID_SIZE])
-{
-    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-
-    out[0] = '\0';
-    if (f != NULL) {
-        if (fgets(out, MEMBER_BOOT_ID_SIZE, f) == NULL) {
-            out[0] = '\0';
-        }
-        out[strcspn(out, "\n")] = '\0';
-        (void)fclose(f);
-    }
-}
-
 /* --- directories --- */
 
 static char *format(const char *fmt, const char *a, const char *b,
@@ -426,7 +412,7 @@ static int set_options(struct hedge_node *n, const struct hedge_options *o,
     if (n->o.block_lease_ms == 0) {
         n->o.block_lease_ms = 2 * n->o.lease_ms;
     }
-    read_boot_id(n->boot_id);
+    clock_boot_id(n->boot_id);
     n->started_ms = clock_boot_ms();
     return 0;
 }

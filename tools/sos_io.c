@@ -196,13 +196,13 @@ static int open_sink(const struct sos_write_args *a, struct client *c,
         .name = a->name,
         .options = a->append && !a->options_given ? NULL : &options,
         .append = a->append};
-    int rv = remote_sink_open(client_channel(c), &o, client_left_ms(c), sink,
-                              opened, e);
+    int rv = remote_sink_open(client_bulk_channel(c), &o, client_left_ms(c),
+                              sink, opened, e);
 
     if (rv == 0 && *sink == NULL) {
         rv = client_redirect(c, opened->redirect, e);
         if (rv == 0) {
-            rv = remote_sink_open(client_channel(c), &o, client_left_ms(c),
+            rv = remote_sink_open(client_bulk_channel(c), &o, client_left_ms(c),
                                   sink, opened, e);
         }
         if (rv == 0 && *sink == NULL) {
@@ -383,8 +383,9 @@ int sos_read_run(const struct sos_read_args *a)
         mem_free(o.buffer);
         return rv;
     }
-    if (remote_source_open(client_channel(c), a->name, a->follow, a->discard,
-                           NULL, client_left_ms(c), &source, &e) != 0) {
+    if (remote_source_open(client_bulk_channel(c), a->name, a->follow,
+                           a->discard, NULL, client_left_ms(c), &source,
+                           &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");
