@@ -67,13 +67,16 @@ static bool worth_fetching(const struct catalog_entry *e, uint32_t last_writer)
 }
 
 /* store->lock held. A reader has claimed OWN_BLOCKS: one for the block it is
- * at, which leaves one to fetch ahead when there is no spare memory. */
+ * at, which leaves one to fetch ahead when there is no spare memory. A block
+ * delivered out of turn stays in the ring. */
 static bool may_fetch_own(const struct cursor *c)
 {
     unsigned n = 0;
 
     for (unsigned i = 0; i < SLOTS; i++) {
-        n += c->slots[i].own && &c->slots[i] != c->wanted;
+        const struct fetch *f = &c->slots[i];
+
+        n += f->own && (f != c->wanted || f->entry.ordinal != c->next);
     }
     return n + 1 < OWN_BLOCKS;
 }

@@ -159,6 +159,7 @@ static void passage_leave(struct passage *p, bool homeless)
 {
     struct sos_store *store = p->store;
 
+    meter_end(&store->sos->leaving, homeless ? 0 : p->req.len);
     p->sink->inflight--;
     if (p->in_fill) {
         p->sink->in_fill = false;
@@ -460,6 +461,7 @@ static void passage_start(struct passage *p, struct sos_sink *sink,
     p->store = sink->store;
     p->sink = sink;
     p->in_fill = sink->in_fill;
+    meter_begin(&sink->store->sos->leaving);
     p->entry = *e;
     p->entry.n_copies = 0;
     p->block = block;
@@ -624,12 +626,12 @@ static void fill_entry(struct catalog_entry *e, const struct block_header *h)
 /* Give the block its number and show it to the readers. From here on it must
  * not be lost. */
 static int publish(struct sos_sink *sink, struct catalog_entry *e,
-                   const struct block_header *h, const void *block, bool stays,
-                   bool leaves, struct hedge_error *err)
+                   const struct block_header *h, uint64_t unfinished,
+                   const void *block, bool stays, bool leaves,
+                   struct hedge_error *err)
 {
     struct sos_store *store = sink->store;
     struct catalog_copy *copy = &e->copies[0];
-    const unsigned char *raw = (const unsigned char *)block + BLOCK_HEADER_SIZE;
     struct tally tally = sink->tally;
     int rv = 0;
 
@@ -639,7 +641,7 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
                        "store \"%s\" was removed while it was written",
                        store->name);
     } else {
-        rv = tally_add(&tally, h, h->codec == BLOCK_RAW ? raw : NULL, err);
+        rv = tally_add(&tally, h, unfinished, err);
     }
     if (rv == 0) {
         e->ordinal = store->next_ordinal;
@@ -701,6 +703,11 @@ static void sink_homes(struct sos_sink *sink, void *block)
     pthread_mutex_unlock(&sink->store->lock);
 }
 
+static size_t block_len(const struct block_header *h)
+{
+    return BLOCK_HEADER_SIZE + (size_t)h->stored_len;
+}
+
 static bool sink_keeps(struct sos_sink *sink, void *block, size_t len)
 {
     bool stays;
@@ -724,8 +731,34 @@ static int check_writer(const struct sos_sink *sink,
     return 0;
 }
 
+/* Does the block stay in memory here? On the way it is compressed: always, or
+ * when it has to leave for a tier that is slower than that. */
+static bool keep_or_encode(struct sos_sink *sink, void *block,
+                           struct block_header *h)
+{
+    const struct sos_store_options *o = &sink->store->options;
+    struct sos *s = sink->store->sos;
+    bool encode = o->compression == SOS_COMPRESS_ZSTD;
+
+    if (!encode) {
+        if (sink_keeps(sink, block, block_len(h))) {
+            return true;
+        }
+        encode = o->compression == SOS_COMPRESS_AUTO &&
+                 encoders_pay(s->encoders, block_payload(block), h->raw_len,
+                              meter_rate(&s->leaving));
+        if (!encode) {
+            return false;
+        }
+    }
+    if (h->codec == BLOCK_RAW) {
+        (void)encoders_run(s->encoders, o->level, block, h);
+    }
+    return sink_keeps(sink, block, block_len(h));
+}
+
 static int sink_put(struct sink *base, void *block,
-                    const struct block_header *h, struct hedge_error *err)
+                    const struct block_header *header, struct hedge_error *err)
 {
     struct sos_sink *sink = sink_of(base);
     struct sos_store *store = sink->store;
@@ -733,28 +766,30 @@ static int sink_put(struct sink *base, void *block,
     struct hedge_error own;
     struct catalog_entry e;
     struct passage *p = NULL;
-    size_t len = BLOCK_HEADER_SIZE + (size_t)h->stored_len;
+    struct block_header h = *header;
+    uint64_t unfinished;
     bool stays;
     int rv;
 
     err = err != NULL ? err : &own;
-    rv = check_writer(sink, h, err);
+    rv = check_writer(sink, &h, err);
     if (rv != 0) {
         sink_refuse(sink, block, false);
         return rv;
     }
-    stays = sink_keeps(sink, block, len);
+    unfinished = tally_unfinished(&h, block_payload(block));
+    stays = keep_or_encode(sink, block, &h);
     if (!stays) {
         move_out(sink, block);
     }
     if (!stays || store->options.replicas > 1) {
-        p = passage_take(s, &h->id);
+        p = passage_take(s, &h.id);
     }
     if (p == NULL && !stays) {
         sink_homes(sink, block); /* While it is still only ours. */
     }
-    fill_entry(&e, h);
-    rv = publish(sink, &e, h, block, stays, p != NULL, err);
+    fill_entry(&e, &h);
+    rv = publish(sink, &e, &h, unfinished, block, stays, p != NULL, err);
     if (rv != 0) {
         if (p != NULL) {
             passage_give(s, p, false);

@@ -7,6 +7,7 @@
 #ifndef STORE_SOS_INTERNAL_H
 #define STORE_SOS_INTERNAL_H
 
+#include "store/encode.h"
 #include "store/sos.h"
 
 #include <pthread.h>
@@ -86,7 +87,9 @@ struct sos {
     atomic_uint n_burying;
 
     struct passages *passages; /* place.c */
-    struct repair *repair;     /* repair.c */
+    struct encoders *encoders;
+    struct meter leaving;  /* How fast blocks leave the memory here. */
+    struct repair *repair; /* repair.c */
 
     pthread_mutex_t cursors_lock; /* cursor.c */
     struct list cursors;

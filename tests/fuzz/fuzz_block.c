@@ -34,7 +34,8 @@ static void try_header(const unsigned char *data, size_t size)
 
         tally_init(&t);
         h.id.sequence = 0;
-        (void)tally_add(&t, &h, data + BLOCK_HEADER_SIZE, NULL);
+        (void)tally_add(&t, &h, tally_unfinished(&h, data + BLOCK_HEADER_SIZE),
+                        NULL);
         (void)tally_result(&t);
     }
 }
