@@ -23,7 +23,6 @@
 
 #define DISK_INFLIGHT 64
 #define DISK_EXTENT_MAX ((uint64_t)256 << 20) /* Bytes of one file. */
-#define DISK_GROW_STEP ((uint64_t)8 << 20)
 
 enum disk_io { DISK_IO_AUTO, DISK_IO_URING, DISK_IO_THREADS };
 

@@ -242,13 +242,9 @@ static bool fits(const struct disk_extent *x, uint64_t padded)
 bool disk_wants_ahead(const struct disk_store *s)
 {
     const struct disk_extent *x = s->cur;
-    uint64_t mark;
 
-    if (x == NULL || s->next != NULL || s->ahead_failed) {
-        return false;
-    }
-    mark = x->allocated < DISK_GROW_STEP ? x->allocated : DISK_GROW_STEP;
-    return disk_slack(x) < mark / 2;
+    return x != NULL && s->next == NULL && !s->ahead_failed &&
+           disk_slack(x) < x->allocated / 4;
 }
 
 bool disk_place(struct disk *d, struct disk_store *s, struct tier_req *req)
@@ -256,8 +252,7 @@ bool disk_place(struct disk *d, struct disk_store *s, struct tier_req *req)
     uint64_t padded = disk_align(d, req->len);
     struct disk_extent *x = s->cur;
 
-    if (!fits(x, padded) && fits(s->next, padded) &&
-        (x == NULL || x->tail + padded > DISK_EXTENT_MAX)) {
+    if (!fits(x, padded) && fits(s->next, padded)) {
         struct disk_extent *next = s->next;
         s->next = NULL;
         if (x != NULL) {

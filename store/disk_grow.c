@@ -1,5 +1,12 @@
 /* The worker's making of room: extents are created and allocated here, and
- * puts that waited get their places. */
+ * puts that waited get their places.
+ *
+ * A store begins with DISK_GROW_MIN and doubles what it has, to a whole file
+ * at a time; what it does not use is trimmed when it rests. fallocate waits
+ * for the writes to its file and stops new ones (growing in steps of 8 MiB
+ * cost a sixth of the speed of the disk), so a file that is being written
+ * does not grow: the next one is made instead, before the first is full. Only
+ * near a limit, where files would become tiny, it grows all the same. */
 #include "store/disk_internal.h"
 
 #include "store/base/log.h"
@@ -102,9 +109,9 @@ static void use_ftruncate(struct disk *d)
 /* Not locked. Allocate *want bytes, or fewer but not less than `need` (and
  * then some) when there is not that much; *want is what it has become. */
 static int allocate_some(struct disk *d, struct disk_extent *x, uint64_t need,
-                         uint64_t *want)
+                         uint64_t fs_free, uint64_t *want)
 {
-    uint64_t fs_free = disk_fs_free(d), room;
+    uint64_t room;
     int err;
 
     room = fs_free > d->reserve ? fs_free - d->reserve : 0;
@@ -140,16 +147,40 @@ static struct tier_req *first_waiting(struct disk_store *s)
                : container_of(s->waiting.next, struct tier_req, link);
 }
 
+/* Locked. Bytes that may still be taken, as far as is known. */
+static uint64_t budget(const struct disk *d)
+{
+    uint64_t room = d->fs_free > d->reserve ? d->fs_free - d->reserve : 0;
+    uint64_t left = d->limit - d->used;
+
+    return left < room ? left : room;
+}
+
 /* Locked. Which extent grows; NULL: a new one. */
-static struct disk_extent *choose(struct disk_store *s, uint64_t padded)
+static struct disk_extent *choose(const struct disk *d,
+                                  const struct disk_store *s, uint64_t padded)
 {
     struct disk_extent *x = s->cur;
+    bool can_grow = x != NULL && x->tail + padded <= DISK_EXTENT_MAX &&
+                    x->allocated < DISK_EXTENT_MAX;
 
-    if (x != NULL && x->tail + padded <= DISK_EXTENT_MAX &&
-        x->allocated < DISK_EXTENT_MAX) {
+    if (can_grow && s->next == NULL &&
+        (x->refs == 0 || budget(d) < DISK_GROW_STEP)) {
         return x;
     }
     return s->next;
+}
+
+/* Locked. How much a store should get that needs this much now. */
+static uint64_t fair_share(const struct disk *d, const struct disk_store *s,
+                           uint64_t need, uint64_t others)
+{
+    uint64_t step = s->cur != NULL ? 2 * s->cur->allocated : DISK_GROW_MIN;
+    uint64_t most = need + others + (d->limit - d->used);
+
+    step = step < DISK_GROW_MIN ? DISK_GROW_MIN : step;
+    step = step < most ? step : most;
+    return step < need ? need : step;
 }
 
 /* Locked. False: there is nothing to do. */
@@ -157,32 +188,17 @@ static bool make_plan(struct disk *d, struct disk_store *s, struct plan *p)
 {
     struct tier_req *req = first_waiting(s);
     uint64_t padded = req != NULL ? disk_align(d, req->len) : 0;
-    uint64_t others = s->waiting_bytes - padded, step = DISK_GROW_STEP;
-    uint64_t allocated, slack;
+    uint64_t slack, most;
 
-    if (req == NULL && !disk_wants_ahead(s)) {
+    if (req == NULL && (!disk_wants_ahead(s) || budget(d) < DISK_GROW_STEP)) {
         return false;
     }
-    p->extent = choose(s, padded);
-    allocated = p->extent != NULL ? p->extent->allocated : 0;
+    p->extent = choose(d, s, padded);
     slack = p->extent != NULL ? disk_slack(p->extent) : 0;
+    most = DISK_EXTENT_MAX - (p->extent != NULL ? p->extent->allocated : 0);
     p->need = padded > slack ? padded - slack : 0;
-    /* The first file of a store starts small: many stores are. */
-    if (s->cur == NULL || p->extent == s->cur) {
-        step = allocated < DISK_GROW_MIN ? DISK_GROW_MIN : allocated;
-    }
-    step = step > DISK_GROW_STEP ? DISK_GROW_STEP : step;
-    p->want = p->need + others + (d->limit - d->used);
-    if (p->want > step) {
-        p->want = step;
-    }
-    if (p->want < p->need) {
-        p->want = p->need;
-    }
-    if (p->want > DISK_EXTENT_MAX - allocated) {
-        p->want = DISK_EXTENT_MAX - allocated;
-    }
-    p->want = disk_align_down(d, p->want);
+    p->want = fair_share(d, s, p->need, s->waiting_bytes - padded);
+    p->want = disk_align_down(d, p->want < most ? p->want : most);
     assert(p->want >= p->need);
     return p->want > 0;
 }
@@ -245,7 +261,7 @@ static int carry_out(struct disk *d, struct disk_store *s, struct plan *p)
 {
     struct disk_extent *x = p->extent;
     bool fresh = x == NULL;
-    uint64_t want = p->want;
+    uint64_t want = p->want, fs_free = d->fs_free;
     int err = 0;
 
     if (fresh) {
@@ -261,18 +277,20 @@ static int carry_out(struct disk *d, struct disk_store *s, struct plan *p)
     if (err == 0) {
         disk_run(d);
         pthread_mutex_unlock(&d->lock);
+        fs_free = disk_fs_free(d);
         err = fresh ? extent_create(d, x) : 0;
         if (err == 0) {
-            err = allocate_some(d, x, p->need, &want);
+            err = allocate_some(d, x, p->need, fs_free, &want);
         }
         pthread_mutex_lock(&d->lock);
         if (!fresh) {
             disk_fd_put(d, x);
         }
     }
+    d->fs_free = fs_free;
     if (err == 0) {
         disk_set_allocated(d, x, x->allocated + want);
-        d->fs_free -= want < d->fs_free ? want : d->fs_free;
+        d->fs_free -= want < fs_free ? want : fs_free;
     }
     if (fresh) {
         admit(d, s, x);

@@ -28,6 +28,7 @@
 #define DISK_BUFFER_ALIGN 4096u /* What tier.h promises of `data`. */
 #define DISK_LEN_MAX ((size_t)64 << 20)
 #define DISK_GROW_MIN ((uint64_t)1 << 20)
+#define DISK_GROW_STEP ((uint64_t)8 << 20)
 #define DISK_FILES_OPEN_MAX 256
 #define DISK_TRIES_MAX 64
 #define DISK_DEAD_MAX 256
@@ -183,6 +184,17 @@ static inline uint64_t disk_align_down(const struct disk *d, uint64_t n)
 static inline uint64_t disk_slack(const struct disk_extent *x)
 {
     return x->allocated - x->tail;
+}
+
+/* Bytes to ask for now; a cut keeps to the alignment and is told exactly when
+ * the operation has ended. */
+static inline size_t disk_op_len(const struct disk_op *op)
+{
+    size_t left = op->total - op->done;
+
+    return op->cut < left && disk_align(op->disk, op->cut) < left
+               ? (size_t)disk_align(op->disk, op->cut)
+               : left;
 }
 
 /* --- disk_probe.c: the directory, and what it can do --- */

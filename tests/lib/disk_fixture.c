@@ -109,9 +109,14 @@ void check_bytes(const struct call *c, uint64_t seed)
 
 void check_back(struct tier *t, struct call *c, uint64_t seed)
 {
+    size_t padded = disk_padded(t, c->req.len);
+
     call_again(c);
     assert_int_equal(get_wait(t, c), 0);
     check_bytes(c, seed);
+    for (size_t i = c->req.len; i < padded; i++) {
+        assert_int_equal(((const char *)c->req.data)[i], 0);
+    }
 }
 
 /* --- directories ---------------------------------------------------------- */
