@@ -106,32 +106,42 @@ static void read_ahead(struct cursor *c)
     }
 }
 
-/* store->lock held. Spare memory the reader does not need at once. */
-static void give_back_ahead(struct cursor *c)
+/* store->lock held. Spare memory the reader does not need at once; true if
+ * there is more that a tier still writes into. */
+static bool give_back_ahead(struct cursor *c)
 {
+    bool loading = false;
+
     for (unsigned i = 0; i < SLOTS; i++) {
         struct fetch *f = &c->slots[i];
 
-        if (f->used && !f->own && !f->loading && f != c->current &&
-            f != c->wanted) {
+        if (!f->used || f->own || f == c->current || f == c->wanted) {
+            continue;
+        }
+        if (f->loading) {
+            loading = true;
+        } else {
             fetch_close(f);
         }
     }
+    return loading;
 }
 
-void cursors_reclaim(struct sos *s)
+bool cursors_reclaim(struct sos *s)
 {
     struct list *l;
+    bool loading = false;
 
     pthread_mutex_lock(&s->cursors_lock);
     list_foreach (l, &s->cursors) {
         struct cursor *c = container_of(l, struct cursor, link);
 
         pthread_mutex_lock(&c->store->lock);
-        give_back_ahead(c);
+        loading = give_back_ahead(c) || loading;
         pthread_mutex_unlock(&c->store->lock);
     }
     pthread_mutex_unlock(&s->cursors_lock);
+    return loading;
 }
 
 /* store->lock held. The block for `e`: out of the ring, or fetched now. A slot

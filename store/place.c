@@ -42,6 +42,8 @@ struct passage {
     bool active;        /* It owns the block's memory. */
     bool stays;         /* The memory here is one of the copies. */
     bool tried_disk;
+    bool more_soon; /* Readers had memory that could not be had at once. */
+    bool waited;    /* For that: once. */
 };
 
 struct passages {
@@ -213,11 +215,11 @@ static void passage_done(struct passage *p)
     struct sos_store *store = p->store;
     struct sos *s = store->sos;
     struct catalog_entry old;
-    bool there, moved;
-
+    int rv = catalog_get(s->catalog, &p->entry.id, &old);
     /* Gone when a reader has discarded the block meanwhile. */
-    there = catalog_get(s->catalog, &p->entry.id, &old) == 0;
-    moved = there && catalog_put(s->catalog, &p->entry) == 0;
+    bool there = rv != HEDGE_ENOTFOUND;
+    bool moved = rv == 0 && catalog_put(s->catalog, &p->entry) == 0;
+
     if (moved) {
         settle_counts(p, &old);
     } else {
@@ -265,7 +267,7 @@ static bool passage_stays(struct passage *p)
     struct sos_store *store = p->store;
     bool ok = false;
 
-    cursors_reclaim(store->sos);
+    p->more_soon = cursors_reclaim(store->sos);
     pthread_mutex_lock(&store->lock);
     ok = stay_in_memory(store, p->block, p->req.len);
     if (ok) {
@@ -285,7 +287,7 @@ static void passage_home(struct passage *p)
     unsigned had = p->entry.n_copies, wanted = store->options.replicas;
     struct hedge_error why = p->req.error;
     struct catalog_entry e;
-    bool there = catalog_get(s->catalog, &p->entry.id, &e) == 0;
+    bool there = catalog_get(s->catalog, &p->entry.id, &e) != HEDGE_ENOTFOUND;
 
     if (wanted > 1) {
         (void)error_set(&why, HEDGE_EFULL,
@@ -376,14 +378,16 @@ static bool submit_disk(struct passage *p)
 
 static void describe_limits(struct sos_store *store, struct hedge_error *e);
 
-/* Wait for the janitor while it is about to make room. */
+/* Wait for the janitor while it, or readers, are about to make room. */
 static bool passage_waits(struct passage *p)
 {
     struct passages *all = p->store->sos->passages;
 
-    if (atomic_load(&p->store->sos->n_burying) == 0) {
+    if (atomic_load(&p->store->sos->n_burying) == 0 &&
+        (!p->more_soon || p->waited)) {
         return false;
     }
+    p->waited = true;
     pthread_mutex_lock(&all->lock);
     list_push(&all->waiting, &p->link);
     pthread_mutex_unlock(&all->lock);
@@ -467,6 +471,7 @@ static void passage_start(struct passage *p, struct sos_sink *sink,
     p->block = block;
     p->stays = stays;
     p->tried_disk = stays;
+    p->more_soon = p->waited = false;
     if (stays) {
         memory_copy(p, &p->entry.copies[p->entry.n_copies++]);
     }

@@ -145,14 +145,18 @@ void store_discard(struct sos_store *store, const struct block_id *id,
     struct catalog_entry e, none;
     struct fetch *reading;
     bool owned;
+    int rv;
 
     if (catalog_get(s->catalog, id, &e) != 0) {
         return; /* Another reader was faster. */
     }
     none = e;
     none.n_copies = 0;
-    (void)(keep_number ? catalog_put(s->catalog, &none)
-                       : catalog_remove(s->catalog, id));
+    rv = keep_number ? catalog_put(s->catalog, &none)
+                     : catalog_remove(s->catalog, id);
+    if (rv != 0) {
+        return; /* What the catalog knows must be there: later, with all. */
+    }
     store->n_discarded += !keep_number;
     owned = passages_owns(s, id);
     reading = fetch_of(store, id);

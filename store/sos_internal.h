@@ -120,8 +120,9 @@ void store_discard(struct sos_store *store, const struct block_id *id,
                    bool keep_number);
 
 /* cursor.c. Without locks: readers give back what they have only fetched
- * ahead, because a writer finds no room. */
-void cursors_reclaim(struct sos *s);
+ * ahead, because a writer finds no room. True: some is still being read and
+ * may be had a moment later. */
+bool cursors_reclaim(struct sos *s);
 
 /* A read under way, so that nobody discards what is being read. */
 struct fetch {
