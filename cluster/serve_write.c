@@ -80,14 +80,40 @@ static int send_progress(struct writing *w)
     return rv;
 }
 
-/* The block, copied once into its place and hashed on the way. */
+/* The payload, copied once into its place, hashed and looked through on the
+ * way, while it is in the cache. */
+static int receive_payload(struct writing *w, struct rpc_msg *msg,
+                           const struct block_header *h, unsigned char *p,
+                           struct hedge_error *e)
+{
+    struct block_frames frames;
+    struct hash sum;
+    size_t at = 0;
+
+    hash_init(&sum);
+    block_frames_start(&frames, h);
+    while (at < h->stored_len) {
+        size_t n = h->stored_len - at;
+
+        n = n < HASH_STEP ? n : HASH_STEP;
+        rpc_msg_read(msg, p + at, n);
+        hash_update(&sum, p + at, n);
+        at += n;
+        block_frames_walk(&frames, p, at);
+    }
+    if (hash_final(&sum) != h->stored_sum) {
+        return error_set(e, HEDGE_ECORRUPT,
+                         "block %llu changed on its way to %s",
+                         (unsigned long long)h->id.sequence, w->node->id);
+    }
+    return block_frames_end(&frames, h, e);
+}
+
 static int receive_block(struct writing *w, struct rpc_msg *msg, size_t len,
                          void **out, struct block_header *h,
                          struct hedge_error *e)
 {
     unsigned char *p;
-    struct hash sum;
-    size_t at = BLOCK_HEADER_SIZE;
     int rv;
 
     *out = NULL;
@@ -111,23 +137,7 @@ static int receive_block(struct writing *w, struct rpc_msg *msg, size_t len,
                        "a block of another writer, cut, or "
                        "compressed by the client");
     }
-    if (rv != 0) {
-        return rv;
-    }
-    hash_init(&sum);
-    while (at < len) {
-        size_t n = len - at < HASH_STEP ? len - at : HASH_STEP;
-
-        rpc_msg_read(msg, p + at, n);
-        hash_update(&sum, p + at, n);
-        at += n;
-    }
-    if (hash_final(&sum) != h->stored_sum) {
-        return error_set(e, HEDGE_ECORRUPT,
-                         "block %llu changed on its way to %s",
-                         (unsigned long long)h->id.sequence, w->node->id);
-    }
-    return block_check_frames(h, block_payload(p), e);
+    return rv != 0 ? rv : receive_payload(w, msg, h, block_payload(p), e);
 }
 
 static int take_block(struct writing *w, struct rpc_msg *msg, size_t len,

@@ -16,7 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define READ_CHUNK ((size_t)1 << 20)
+/* So little that it is still in the cache when it is cut into records. */
+#define READ_CHUNK ((size_t)256 << 10)
 #define OUT_BUFFER ((size_t)256 << 10)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000

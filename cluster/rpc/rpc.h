@@ -34,8 +34,8 @@
  * signal mask; rpc_process_setup() does, for programs. */
 int rpc_init(void);
 void rpc_shutdown(void);
-/* malloc thresholds that keep received slices warm, SIGPIPE ignored; call it
- * first in main(), before any thread. */
+/* malloc thresholds that keep received slices warm, SIGPIPE ignored, core not
+ * ended before the process; call it first in main(), before any thread. */
 void rpc_process_setup(void);
 
 /* --- messages ------------------------------------------------------------- */
