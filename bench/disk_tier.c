@@ -1,139 +1,25 @@
 /* Blocks to disk and back through the tier, beside a bare loop of io_uring and
- * O_DIRECT that does the same reads and writes and nothing else.
+ * O_DIRECT that does the same reads and writes and nothing else, in turns.
  *
- *   disk_tier [DIRECTORY [MIB [RUNS]]]
- *
- * Both ways run in turns; the medians are printed, one JSON line a case. */
+ *   disk_tier [DIRECTORY [MIB [RUNS]]] */
+#include "bench/lib/bare_disk.h"
+#include "bench/lib/bench.h"
 #include "store/disk.h"
 
 #include "store/base/clock.h"
-#include "store/base/log.h"
 
-#include <fcntl.h>
-#include <liburing.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #define DEPTH DISK_INFLIGHT
-#define RUNS_MAX 99
 #define GENERATION 1
 
 static const size_t block = (size_t)1 << 20;
-static unsigned n_blocks = 1024, n_runs = 5;
-static char dir[4096];
+static unsigned n_blocks = 1024, n_runs = BENCH_RUNS;
 static unsigned char *buffers; /* DEPTH blocks. */
-
-static void die(const char *what, const char *why)
-{
-    fprintf(stderr, "disk_tier: %s: %s\n", what, why);
-    exit(1);
-}
-
-static double rate(uint64_t ns)
-{
-    return (double)block * n_blocks / (double)ns;
-}
-
-/* --- the limit: a bare ring ----------------------------------------------- */
-
-static int bare_open(unsigned n)
-{
-    char path[4200];
-    int fd;
-
-    (void)snprintf(path, sizeof path, "%s/bare-%u", dir, n);
-    fd = open(path, O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        die(path, "cannot be opened with O_DIRECT");
-    }
-    return fd;
-}
-
-static void bare_unlink(unsigned n)
-{
-    char path[4200];
-
-    (void)snprintf(path, sizeof path, "%s/bare-%u", dir, n);
-    (void)unlink(path);
-}
-
-static unsigned per_file(void)
-{
-    return (unsigned)(DISK_EXTENT_MAX / block);
-}
-
-static void bare_submit(struct io_uring *ring, const int *fds, unsigned i,
-                        unsigned slot, bool write)
-{
-    struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
-    void *data = buffers + slot * block;
-    uint64_t at = (uint64_t)(i % per_file()) * block;
-    int fd = fds[i / per_file()];
-
-    if (write) {
-        io_uring_prep_write(sqe, fd, data, (unsigned)block, at);
-    } else {
-        io_uring_prep_read(sqe, fd, data, (unsigned)block, at);
-    }
-    sqe->user_data = slot;
-    (void)io_uring_submit(ring);
-}
-
-static uint64_t bare_pass(struct io_uring *ring, const int *fds, bool write)
-{
-    uint64_t start = clock_mono_ns();
-    unsigned submitted = 0, ended = 0;
-
-    while (ended < n_blocks) {
-        struct io_uring_cqe *cqe;
-        unsigned slot = submitted;
-
-        if (submitted >= DEPTH || submitted == n_blocks) {
-            if (io_uring_wait_cqe(ring, &cqe) != 0 || cqe->res != (int)block) {
-                die("bare ring", "a request failed");
-            }
-            slot = (unsigned)cqe->user_data;
-            io_uring_cqe_seen(ring, cqe);
-            ended++;
-        }
-        if (submitted < n_blocks) {
-            bare_submit(ring, fds, submitted++, slot, write);
-        }
-    }
-    return clock_mono_ns() - start;
-}
-
-static void bare_run(double *write_rate, double *read_rate)
-{
-    unsigned n_files = (n_blocks + per_file() - 1) / per_file();
-    struct io_uring ring;
-    int fds[64] = {0};
-
-    if (n_files > 64 || io_uring_queue_init(DEPTH, &ring, 0) != 0) {
-        die("bare ring", "cannot be set up");
-    }
-    for (unsigned i = 0; i < n_files; i++) {
-        fds[i] = bare_open(i);
-        if (fallocate(fds[i], 0, 0, (off_t)DISK_EXTENT_MAX) != 0) {
-            die("bare file", "cannot be allocated");
-        }
-    }
-    *write_rate = rate(bare_pass(&ring, fds, true));
-    *read_rate = rate(bare_pass(&ring, fds, false));
-    for (unsigned i = 0; i < n_files; i++) {
-        close(fds[i]);
-        bare_unlink(i);
-    }
-    io_uring_queue_exit(&ring);
-}
-
-/* --- ours -------------------------------------------------------------------
- */
 
 struct slot {
     struct tier_req req;
@@ -174,7 +60,7 @@ static void on_end(struct tier_req *req)
     struct slot *s = req->ctx;
 
     if (req->status != 0) {
-        die("tier", req->error.text);
+        bench_die("tier: %s", req->error.text);
     }
     places[s->i] = req->place;
     slot_free(s);
@@ -192,7 +78,7 @@ static uint64_t tier_pass(struct tier *t, bool write)
         s->req.len = block;
         s->req.place = places[i];
         if ((write ? tier_put(t, &s->req) : tier_get(t, &s->req)) != 0) {
-            die("tier", s->req.error.text);
+            bench_die("tier: %s", s->req.error.text);
         }
     }
     for (unsigned i = 0; i < DEPTH; i++) {
@@ -205,58 +91,14 @@ static uint64_t tier_pass(struct tier *t, bool write)
     return start;
 }
 
-static void tier_run(struct tier *t, double *write_rate, double *read_rate)
+static void prepare(void)
 {
-    *write_rate = rate(tier_pass(t, true));
-    *read_rate = rate(tier_pass(t, false));
-    tier_drop_store(t, GENERATION);
-}
-
-/* --- both -------------------------------------------------------------------
- */
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *values)
-{
-    qsort(values, n_runs, sizeof *values, by_value);
-    return values[n_runs / 2];
-}
-
-static void print_case(const char *name, double *ours, double *limit)
-{
-    double o = median(ours), l = median(limit);
-
-    printf("{\"case\":\"%s\",\"ours\":%.3f,\"limit\":%.3f,\"ratio\":%.3f,"
-           "\"unit\":\"GB/s\",\"limit_is\":\"bare io_uring O_DIRECT, same "
-           "sizes and depth\"}\n",
-           name, o, l, o / l);
-}
-
-static void prepare(int argc, char **argv)
-{
-    const char *base = argc > 1 ? argv[1] : ".";
-
-    n_blocks = argc > 2 ? (unsigned)atoi(argv[2]) : n_blocks;
-    n_runs = argc > 3 ? (unsigned)atoi(argv[3]) : n_runs;
-    if (n_blocks == 0 || n_runs == 0 || n_runs > RUNS_MAX) {
-        die("usage", "disk_tier [DIRECTORY [MIB [RUNS]]]");
-    }
-    (void)snprintf(dir, sizeof dir, "%s/bench-disk", base);
-    if (mkdir(dir, 0700) != 0 && access(dir, W_OK) != 0) {
-        die(dir, "cannot be made");
-    }
     buffers = aligned_alloc(4096, DEPTH * block);
     places = calloc(n_blocks, sizeof *places);
     if (buffers == NULL || places == NULL) {
-        die("memory", "none");
+        bench_die("no memory");
     }
-    memset(buffers, 0x5a, DEPTH * block);
+    bench_fill(buffers, DEPTH * block, 2);
     sem_init(&n_free, 0, 0);
     for (unsigned i = 0; i < DEPTH; i++) {
         slots[i].req.data = buffers + i * block;
@@ -266,35 +108,55 @@ static void prepare(int argc, char **argv)
     }
 }
 
+static void measure(struct tier *t, struct bare_disk *bare)
+{
+    static struct bench_case w = {.name = "disk_tier_write_1MiB",
+                                  .unit = "GB/s",
+                                  .limit_is = "bare io_uring O_DIRECT, same "
+                                              "sizes and depth"},
+                             r = {.name = "disk_tier_read_1MiB",
+                                  .unit = "GB/s",
+                                  .limit_is = "bare io_uring O_DIRECT, same "
+                                              "sizes and depth"};
+    uint64_t bytes = (uint64_t)n_blocks * block, write_ns, read_ns;
+
+    for (unsigned i = 0; i < n_runs; i++) {
+        double ours_w = bench_gb_per_s(bytes, tier_pass(t, true));
+        double ours_r = bench_gb_per_s(bytes, tier_pass(t, false));
+
+        tier_drop_store(t, GENERATION);
+        bare_disk_run(bare, n_blocks, &write_ns, &read_ns);
+        bench_add(&w, ours_w, bench_gb_per_s(bytes, write_ns));
+        bench_add(&r, ours_r, bench_gb_per_s(bytes, read_ns));
+    }
+    bench_print(&w);
+    bench_print(&r);
+}
+
 int main(int argc, char **argv)
 {
-    static double ours_w[RUNS_MAX], ours_r[RUNS_MAX];
-    static double bare_w[RUNS_MAX], bare_r[RUNS_MAX];
     char tier_dir[4200];
     struct disk_options o = {.dir = tier_dir, .limit = UINT64_MAX / 2};
     struct hedge_error e;
+    struct bare_disk *bare;
     struct tier *t;
+    const char *dir;
 
-    prepare(argc, argv);
+    bench_init(argv[0]);
+    n_blocks = argc > 2 ? (unsigned)atoi(argv[2]) : n_blocks;
+    n_runs = argc > 3 ? (unsigned)atoi(argv[3]) : n_runs;
+    if (n_blocks == 0 || n_runs == 0 || n_runs > BENCH_RUNS_MAX) {
+        bench_die("usage: disk_tier [DIRECTORY [MIB [RUNS]]]");
+    }
+    dir = bench_dir(argc > 1 ? argv[1] : NULL);
+    prepare();
     (void)snprintf(tier_dir, sizeof tier_dir, "%s/tier", dir);
     if (disk_new(&o, &t, &e) != 0) {
-        die("tier", e.text);
+        bench_die("tier: %s", e.text);
     }
-    for (unsigned i = 0; i < n_runs; i++) {
-        if (i % 2 == 0) {
-            bare_run(&bare_w[i], &bare_r[i]);
-        }
-        tier_run(t, &ours_w[i], &ours_r[i]);
-        if (i % 2 == 1) {
-            bare_run(&bare_w[i], &bare_r[i]);
-        }
-        fprintf(stderr, "run %u: write %.2f of %.2f, read %.2f of %.2f\n", i,
-                ours_w[i], bare_w[i], ours_r[i], bare_r[i]);
-    }
-    print_case("disk_write_1MiB", ours_w, bare_w);
-    print_case("disk_read_1MiB", ours_r, bare_r);
+    bare = bare_disk_new(dir, block);
+    measure(t, bare);
+    bare_disk_free(bare);
     tier_free(t);
-    (void)rmdir(tier_dir);
-    (void)rmdir(dir);
     return 0;
 }

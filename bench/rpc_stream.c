@@ -22,8 +22,6 @@
 #define RUN_NS 1000000000u
 #define METHOD "/bench/Sink"
 #define LINE 64
-/* This sender has no credits: it may run far ahead of the receiver. */
-#define LIMIT ((uint64_t)1 << 30)
 
 extern char **environ;
 
@@ -63,8 +61,7 @@ static int ours_server(const char *address)
     struct rpc_server_options o = {.addresses = &address,
                                    .n_addresses = 1,
                                    .methods = &method,
-                                   .n_methods = 1,
-                                   .message_limit = LIMIT};
+                                   .n_methods = 1};
     struct rpc_server *server;
     struct hedge_error e;
 

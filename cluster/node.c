@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define GRACE_MS 300
+#define CALL_THREADS 8
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
@@ -107,20 +108,6 @@ static uint64_t default_disk_reserve(const char *dir)
     avail = (uint64_t)v.f_bavail * v.f_frsize;
     reserve = total / 20 > GIB ? total / 20 : GIB;
     return reserve < avail / 2 ? reserve : avail / 2;
-}
-
-static void read_boot_id(char out[MEMBER_BOOT_ID_SIZE])
-{
-    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-
-    out[0] = '\0';
-    if (f != NULL) {
-        if (fgets(out, MEMBER_BOOT_ID_SIZE, f) == NULL) {
-            out[0] = '\0';
-        }
-        out[strcspn(out, "\n")] = '\0';
-        (void)fclose(f);
-    }
 }
 
 /* --- directories --- */
@@ -360,9 +347,21 @@ static int check_numbers(const struct hedge_options *o, struct hedge_error *e)
                          "of two from 64 KiB to 4 MiB",
                          o->block_size);
     }
-    return units_check_name(o->group, strlen(o->group), e) != 0
-               ? error_prefix(e, "--group")
-               : 0;
+    if (o->mem_limit != 0 && o->mem_limit / o->block_size < ARENA_CHUNKS_MIN) {
+        return error_set(e, HEDGE_EINVAL,
+                         "a memory limit of %llu bytes is too small: at least "
+                         "%d blocks of %zu bytes are needed (%zu bytes)",
+                         (unsigned long long)o->mem_limit, ARENA_CHUNKS_MIN,
+                         o->block_size, ARENA_CHUNKS_MIN * o->block_size);
+    }
+    return 0;
+}
+
+static int check_group(const char *group, struct hedge_error *e)
+{
+    int rv = units_check_name(group, strlen(group), e);
+
+    return rv != 0 ? error_prefix(e, "--group") : 0;
 }
 
 static int set_paths(struct hedge_node *n, const struct hedge_options *o,
@@ -400,8 +399,10 @@ static int set_options(struct hedge_node *n, const struct hedge_options *o,
 
     n->o = *o;
     rv = check_numbers(o, e);
+    rv = rv != 0 ? rv : check_group(o->group, e);
     rv = rv != 0 ? rv : set_addresses(n, o, e);
     rv = rv != 0 ? rv : set_paths(n, o, e);
+    rv = rv != 0 ? rv : engine_check(n->engine_url, n->group, e);
     if (rv != 0) {
         return rv;
     }
@@ -411,15 +412,18 @@ static int set_options(struct hedge_node *n, const struct hedge_options *o,
     if (n->o.block_lease_ms == 0) {
         n->o.block_lease_ms = 2 * n->o.lease_ms;
     }
-    read_boot_id(n->boot_id);
+    clock_boot_id(n->boot_id);
     n->started_ms = clock_boot_ms();
-    if (!is_loopback(n->id)) {
-        log_warn("node",
-                 "%s is not a loopback address: whoever reaches it "
-                 "can read and write every store",
-                 n->id);
-    }
     return 0;
+}
+
+static void free_options(struct hedge_node *n)
+{
+    mem_free(n->id);
+    mem_free(n->grpc_address);
+    mem_free(n->group);
+    mem_free(n->engine_url);
+    mem_free(n->data_dir);
 }
 
 /* --- the parts --- */
@@ -553,11 +557,16 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
         n->o.disk_reserve = default_disk_reserve(n->data_dir);
     }
     rv = engine_open(n->engine_url, n->group, &n->engine, e);
+    if (rv == 0 && pool_new(CALL_THREADS, "hedge-calls", &n->call_pool) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
+    }
     rv = rv != 0 ? rv : start_store(n, e);
-    /* The loop first: handlers post to it. */
-    rv = rv != 0 ? rv : node_loop_start(n, e);
+    /* Handlers post to the loop. It begins to run, and this node to stand for
+     * election, when nothing can go wrong any more. */
+    rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
-    return rv != 0 ? rv : node_link_start(n, e);
+    rv = rv != 0 ? rv : node_link_start(n, e);
+    return rv != 0 ? rv : node_loop_run(n, e);
 }
 
 static void init_locks(struct hedge_node *n)
@@ -579,6 +588,21 @@ static void init_locks(struct hedge_node *n)
     list_init(&n->sessions);
     list_init(&n->channels);
     n->lock_fd = n->listen_fd = -1;
+}
+
+HEDGE_API int hedge_options_check(const struct hedge_options *o,
+                                  struct hedge_error *e)
+{
+    struct hedge_node *n = mem_calloc(1, sizeof *n);
+    int rv;
+
+    if (n == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a node");
+    }
+    rv = set_options(n, o, e);
+    free_options(n);
+    mem_free(n);
+    return rv;
 }
 
 HEDGE_API int hedge_node_start(const struct hedge_options *o,
@@ -603,6 +627,12 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
         hedge_node_stop(n);
         return rv;
     }
+    if (!is_loopback(n->id) || !is_loopback(n->grpc_address)) {
+        log_warn("node",
+                 "%s is not a loopback address: whoever reaches it "
+                 "can read and write every store",
+                 n->grpc_address);
+    }
     *out = n;
     return 0;
 }
@@ -611,6 +641,7 @@ static void free_all(struct hedge_node *n)
 {
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
+    pool_free(n->call_pool);
     node_channel_put(n, NULL);
     directory_free(n->directory);
     engine_close(&n->engine);
@@ -629,11 +660,7 @@ static void free_all(struct hedge_node *n)
     pthread_mutex_destroy(&n->pub_lock);
     pthread_mutex_destroy(&n->channels_lock);
     pthread_mutex_destroy(&n->uplink.lock);
-    mem_free(n->id);
-    mem_free(n->grpc_address);
-    mem_free(n->group);
-    mem_free(n->engine_url);
-    mem_free(n->data_dir);
+    free_options(n);
     mem_free(n);
 }
 

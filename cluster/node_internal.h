@@ -98,6 +98,10 @@ struct hedge_node {
 
     struct pool *lease_pool; /* One thread: engine calls of the election. */
     struct pool *dial_pool;
+    /* Calls that may wait for another node. They are not served by the rpc
+     * server's own threads: nodes that ask each other all at once would keep
+     * all of each other's threads waiting. Outlives the sos. */
+    struct pool *call_pool;
 
     struct uplink uplink;
 
@@ -121,7 +125,9 @@ struct hedge_node {
 };
 
 /* --- node_loop.c --- */
-int node_loop_start(struct hedge_node *n, struct hedge_error *e);
+/* From _open on tasks can be posted; from _run on they are done. */
+int node_loop_open(struct hedge_node *n, struct hedge_error *e);
+int node_loop_run(struct hedge_node *n, struct hedge_error *e);
 /* Waits until the lease is given back, ends the thread. */
 void node_loop_stop(struct hedge_node *n);
 /* Frees it, when nobody can post any more. */
@@ -132,6 +138,12 @@ struct view *node_view(struct hedge_node *n); /* A reference; or NULL. */
 void view_unref(struct view *v);
 /* Feed an event; on the loop only. */
 void node_membership(struct hedge_node *n, const struct membership_event *ev);
+/* The same; `fn` is called between the step and what follows from it: when the
+ * list settles with it, the directory does so after `fn`. */
+void node_membership_then(struct hedge_node *n,
+                          const struct membership_event *ev,
+                          void (*fn)(struct hedge_node *n, void *arg),
+                          void *arg);
 void node_hint(struct hedge_node *n, enum election_event_type type,
                const struct engine_lease *lease);
 
@@ -155,6 +167,9 @@ struct store_place {
     char grpc_address[264];   /* For clients. */
 };
 
+/* This node's own store; asks nobody. */
+int stores_find_here(struct hedge_node *n, const char *name,
+                     struct store_place *out, struct hedge_error *e);
 int stores_find(struct hedge_node *n, const char *name, uint64_t timeout_ms,
                 struct store_place *out, struct hedge_error *e);
 /* The one there is, or a new one here. `options` NULL: whatever it has.
@@ -165,6 +180,8 @@ int stores_open(struct hedge_node *n, const char *name,
                 struct hedge_error *e);
 int stores_remove(struct hedge_node *n, const char *name, uint64_t timeout_ms,
                   struct hedge_error *e);
+/* Ends the reference. */
+void stores_remove_here(struct hedge_node *n, struct sos_store *store);
 void stores_on_expired(void *ctx, const char *name, uint64_t generation);
 /* This node leads: its own stores go into its directory. */
 void stores_register_own(struct hedge_node *n);
@@ -182,7 +199,7 @@ struct rpc_channel *kept_channel_rpc(struct kept_channel *c);
 void node_target(const struct hedge_node *n, const struct member *m,
                  char out[TARGET_SIZE]);
 
-/* --- serve_store.c, serve_cluster.c: handlers --- */
+/* --- serve_write.c, serve_read.c, serve_store.c, serve_cluster.c --- */
 int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 void serve_stat(struct rpc_call *c, void *ctx, const void *req, size_t len);

@@ -53,11 +53,15 @@ static struct session *session_find(struct hedge_node *n, uint64_t number)
     return NULL;
 }
 
-/* The stores of a member that has just been accepted. */
-static void enter_stores(struct hedge_node *n, const struct report_task *r)
+/* The stores of a member whose report has just been accepted. */
+static void enter_stores(struct hedge_node *n, void *arg)
 {
+    const struct report_task *r = arg;
     struct directory_entry existing;
 
+    if (n->actions.verdict != 0 || r->report.leaving) {
+        return;
+    }
     for (size_t i = 0; i < r->message->n_stores; i++) {
         const Hedge__V1__DirectoryEntry *d = r->message->stores[i];
         uint64_t generation = d->generation;
@@ -79,11 +83,7 @@ static void on_report(struct hedge_node *n, struct task *t)
         .type = MEMBERSHIP_REPORT, .session = r->session, .report = &r->report};
     struct session *s;
 
-    /* Before the step: it may settle the list, and with it the directory. */
-    if (n->leader_token != 0 && !r->report.leaving) {
-        enter_stores(n, r);
-    }
-    node_membership(n, &ev);
+    node_membership_then(n, &ev, enter_stores, r);
     pthread_mutex_lock(&n->sessions_lock);
     s = session_find(n, r->session);
     if (s != NULL) {

@@ -195,6 +195,14 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
 
 void node_membership(struct hedge_node *n, const struct membership_event *ev)
 {
+    node_membership_then(n, ev, NULL, NULL);
+}
+
+void node_membership_then(struct hedge_node *n,
+                          const struct membership_event *ev,
+                          void (*fn)(struct hedge_node *n, void *arg),
+                          void *arg)
+{
     uint64_t token, before, version;
     int rv;
 
@@ -205,6 +213,9 @@ void node_membership(struct hedge_node *n, const struct membership_event *ev)
         return;
     }
     tell_changes(n, &n->actions);
+    if (fn != NULL) {
+        fn(n, arg);
+    }
     if (n->actions.settled) {
         directory_settle(n->directory, n->leader_token);
     }
@@ -218,6 +229,11 @@ void node_membership(struct hedge_node *n, const struct membership_event *ev)
     if (membership_version(n->membership, &token) != version ||
         token != before || n->actions.n_changes > 0) {
         publish_members(n);
+    }
+    for (size_t i = 0; i < n->actions.n_changes; i++) {
+        if (n->actions.changes[i].type == MEMBERSHIP_LEAVE) {
+            sos_repair(n->sos);
+        }
     }
     node_link_act(n, &n->actions);
     set_timer(n);
@@ -519,7 +535,7 @@ static int open_loop(struct hedge_node *n)
     return 0;
 }
 
-int node_loop_start(struct hedge_node *n, struct hedge_error *e)
+int node_loop_open(struct hedge_node *n, struct hedge_error *e)
 {
     int rv = make_cores(n, e);
 
@@ -534,11 +550,13 @@ int node_loop_start(struct hedge_node *n, struct hedge_error *e)
     if (rv == 0) {
         rv = pool_new(4, "hedge-dial", &n->dial_pool);
     }
-    if (rv == 0 && pthread_create(&n->loop_thread, NULL, loop_main, n) != 0) {
-        rv = HEDGE_ENOMEM;
-    }
-    if (rv != 0) {
-        return error_set(e, rv, "cannot start the node's threads");
+    return rv == 0 ? 0 : error_set(e, rv, "cannot start the node's threads");
+}
+
+int node_loop_run(struct hedge_node *n, struct hedge_error *e)
+{
+    if (pthread_create(&n->loop_thread, NULL, loop_main, n) != 0) {
+        return error_set(e, HEDGE_ENOMEM, "cannot start the node's threads");
     }
     n->loop_runs = true;
     (void)pthread_setname_np(n->loop_thread, "hedge-loop");

@@ -554,6 +554,18 @@ static void tier_end(struct tier *base)
     release(t);
 }
 
+static bool lost(struct tier *base, const struct tier_place *place)
+{
+    struct peer_tier *t = peer_tier_of(base);
+    bool is_lost;
+
+    pthread_mutex_lock(&t->lock);
+    assert(place->unit < t->n_peers);
+    is_lost = peer_is_lost(t->peers[place->unit]);
+    pthread_mutex_unlock(&t->lock);
+    return is_lost;
+}
+
 static const struct tier_ops peer_tier_ops = {
     .name = "peers",
     .put = put,
@@ -562,6 +574,7 @@ static const struct tier_ops peer_tier_ops = {
     .drop_store = drop_store,
     .use = use,
     .describe = describe,
+    .lost = lost,
     .free = tier_end,
 };
 

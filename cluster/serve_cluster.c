@@ -107,6 +107,9 @@ int serve_watch_members(struct rpc_stream *s, void *ctx, struct hedge_error *e)
 
             /* Notice the client's end of it. */
             rv = rpc_stream_recv(s, 0, &msg, e);
+            if (rv == 0) {
+                rpc_msg_release(&msg);
+            }
             rv = rv == HEDGE_ETIMEDOUT || rv == HEDGE_EEND ? 0 : rv;
             continue;
         }
@@ -265,6 +268,18 @@ static void address_of(struct hedge_node *n, const char *id, char *out,
     view_unref(v);
 }
 
+/* The directory still holds what it held when this node was stopped for a
+ * while, and somebody else may have a newer one. */
+static bool fail_unless_leader(struct hedge_node *n, struct rpc_call *call)
+{
+    bool leads = hedge_has_lock(n, NULL);
+
+    if (!leads) {
+        rpc_fail(call, HEDGE_ENOTLEADER, "this node is not the leader");
+    }
+    return !leads;
+}
+
 void serve_register(struct rpc_call *call, void *ctx, const void *req,
                     size_t len)
 {
@@ -281,6 +296,10 @@ void serve_register(struct rpc_call *call, void *ctx, const void *req,
     if (m == NULL || m->owner[0] == '\0' ||
         units_check_name(m->name, strlen(m->name), NULL) != 0) {
         rpc_fail(call, HEDGE_EPROTO, "not a RegisterRequest");
+        pb_free(m);
+        return;
+    }
+    if (fail_unless_leader(n, call)) {
         pb_free(m);
         return;
     }
@@ -314,9 +333,7 @@ void serve_unregister(struct rpc_call *call, void *ctx, const void *req,
 
     if (m == NULL) {
         rpc_fail(call, HEDGE_EPROTO, "not a RegisterRequest");
-    } else if (!hedge_has_lock(n, NULL)) {
-        rpc_fail(call, HEDGE_ENOTLEADER, "this node is not the leader");
-    } else {
+    } else if (!fail_unless_leader(n, call)) {
         directory_unregister(n->directory, m->name, m->generation, m->expired);
         pb_reply(call, &reply.base);
     }
@@ -345,6 +362,10 @@ void serve_find(struct rpc_call *call, void *ctx, const void *req, size_t len)
 
     if (m == NULL) {
         rpc_fail(call, HEDGE_EPROTO, "not a StoreRequest");
+        return;
+    }
+    if (fail_unless_leader(n, call)) {
+        pb_free(m);
         return;
     }
     rv = directory_find(n->directory, m->name, SETTLE_MS, &found);

@@ -6,12 +6,17 @@
 
 #include <assert.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Blocks filled, under way in the transport, and one being filled. */
-#define BUFFERS (STORE_LINK_WINDOW + 2)
+/* Blocks that are filled and wait for the sender: so few that they are still
+ * in the cache when they are sent. */
+#define QUEUE_MAX 2
+/* Waiting, under way in the transport, and one being filled. */
+#define BUFFERS (QUEUE_MAX + 4)
 #define STALL_MS 60000 /* A node that takes nothing for so long is gone. */
+#define REASON_MS 1000
 #define BLOCK_SIZE_SANE (BLOCK_SIZE_MAX)
 
 /* --- memory --- */
@@ -35,13 +40,17 @@ const struct block_memory *block_memory_heap(void)
     return &heap;
 }
 
-/* --- the sink --- */
+/* --- the sink ---
+ *
+ * A thread of its own sends what the writer has filled, so that one block goes
+ * through the kernel while the next is filled. */
 
 struct remote_sink;
 
 struct buffer {
     struct remote_sink *sink;
     void *block;
+    size_t len; /* Header and payload. */
     bool used;
 };
 
@@ -49,13 +58,19 @@ struct remote_sink {
     struct sink base;
     struct rpc_stream *stream;
     const struct block_memory *memory;
+    /* The sender's; after it has been joined, the writer's. */
     unsigned credits;
     bool full; /* The node has said so; blocks are not sent any more. */
-    struct hedge_error error;
+    struct hedge_error error; /* Valid once base.failed is set. */
     Hedge__V1__StoreInfo *committed;
 
-    pthread_mutex_t lock; /* Guards `used` of the buffers. */
-    pthread_cond_t freed;
+    pthread_t sender;
+    bool sender_runs;
+    pthread_mutex_t lock; /* Guards the rest, and `used` of the buffers. */
+    pthread_cond_t freed, filled;
+    struct buffer *queue[QUEUE_MAX];
+    unsigned n_queued;
+    bool closing; /* No more blocks: the sender ends with the last. */
     struct buffer buffers[BUFFERS];
 };
 
@@ -188,7 +203,117 @@ static int await_credit(struct remote_sink *s, struct hedge_error *e)
     if (rv == HEDGE_ETIMEDOUT && (s->credits > 0 || s->full)) {
         return 0;
     }
+    if (rv == HEDGE_ETIMEDOUT) {
+        (void)error_set(e, rv, "the node has taken nothing for %d s",
+                        STALL_MS / 1000);
+    }
     return rv;
+}
+
+/* Sending has failed with `rv`; the reason comes with the status. */
+static int why_broken(struct remote_sink *s, int rv, struct hedge_error *e)
+{
+    struct hedge_error reason = {0};
+    int told;
+
+    do {
+        told = receive(s, REASON_MS, &reason);
+    } while (told == 0);
+    if (told != HEDGE_ETIMEDOUT && reason.code != 0) {
+        *e = reason;
+        return told;
+    }
+    return error_set(e, rv, "the node takes no more blocks: %s",
+                     hedge_strerror(rv));
+}
+
+/* Send a block or, when the sink has failed or the node is full, drop it. */
+static void send_block(struct remote_sink *s, struct buffer *b)
+{
+    unsigned char tag[WIRE_TAG_MAX];
+    struct hedge_error e = {0};
+    struct rpc_out out = {.body = b->block,
+                          .body_len = b->len,
+                          .head = tag,
+                          .release = buffer_free,
+                          .release_arg = b};
+    int rv = atomic_load(&s->base.failed);
+
+    if (rv == 0) {
+        rv = await_credit(s, &e);
+        if (rv != 0) {
+            (void)sink_fail(s, rv, &e);
+        }
+    }
+    if (rv != 0 || s->full) {
+        buffer_free(b);
+        return;
+    }
+    out.head_len = wire_body_tag(out.body_len, tag);
+    s->credits--;
+    rv = rpc_stream_send(s->stream, &out, STALL_MS);
+    if (rv != 0) {
+        rv = why_broken(s, rv, &e);
+        (void)sink_fail(s, rv, &e);
+    }
+}
+
+static struct buffer *queue_take(struct remote_sink *s)
+{
+    struct buffer *b = NULL;
+
+    pthread_mutex_lock(&s->lock);
+    while (s->n_queued == 0 && !s->closing) {
+        pthread_cond_wait(&s->filled, &s->lock);
+    }
+    if (s->n_queued > 0) {
+        b = s->queue[0];
+        s->n_queued--;
+        memmove(s->queue, s->queue + 1, s->n_queued * sizeof(struct buffer *));
+        pthread_cond_signal(&s->freed);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return b;
+}
+
+static void *sender_main(void *arg)
+{
+    struct remote_sink *s = arg;
+    struct buffer *b;
+
+    while ((b = queue_take(s)) != NULL) {
+        send_block(s, b);
+    }
+    return NULL;
+}
+
+static int sender_start(struct remote_sink *s)
+{
+    sigset_t all, old;
+    int rc;
+
+    sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(&s->sender, NULL, sender_main, s);
+    (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+    s->sender_runs = rc == 0;
+    if (rc == 0) {
+        (void)pthread_setname_np(s->sender, "hedge-sender");
+    }
+    return rc == 0 ? 0 : HEDGE_ENOMEM;
+}
+
+/* What is queued is sent first, unless the stream was cancelled. */
+static void sender_join(struct remote_sink *s)
+{
+    if (s->sender_runs) {
+        pthread_mutex_lock(&s->lock);
+        s->closing = true;
+        pthread_cond_signal(&s->filled);
+        pthread_mutex_unlock(&s->lock);
+        pthread_join(s->sender, NULL);
+        s->sender_runs = false;
+    }
 }
 
 static int remote_put(struct sink *base, void *block,
@@ -196,42 +321,35 @@ static int remote_put(struct sink *base, void *block,
 {
     struct remote_sink *s = remote_sink_of(base);
     struct buffer *b = buffer_of(s, block);
-    unsigned char tag[WIRE_TAG_MAX];
-    struct hedge_error own = {0};
-    struct rpc_out out = {.body = block,
-                          .body_len = BLOCK_HEADER_SIZE + (size_t)h->stored_len,
-                          .head = tag,
-                          .release = buffer_free,
-                          .release_arg = b};
-    int rv;
+    int failed;
 
-    e = e != NULL ? e : &own;
-    rv = atomic_load(&base->failed);
-    if (rv == 0) {
-        rv = await_credit(s, e);
+    b->len = BLOCK_HEADER_SIZE + (size_t)h->stored_len;
+    pthread_mutex_lock(&s->lock);
+    while (s->n_queued == QUEUE_MAX) {
+        pthread_cond_wait(&s->freed, &s->lock);
     }
-    if (rv != 0 || s->full) {
+    failed = atomic_load(&base->failed);
+    if (failed == 0) {
+        s->queue[s->n_queued++] = b;
+        pthread_cond_signal(&s->filled);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (failed != 0) {
         buffer_free(b);
-        return rv != 0 ? sink_fail(s, rv, e) : 0;
-    }
-    out.head_len = wire_body_tag(out.body_len, tag);
-    s->credits--;
-    rv = rpc_stream_send(s->stream, &out, STALL_MS);
-    if (rv != 0) {
-        /* Why it broke comes with the status. */
-        while (rpc_stream_recv(s->stream, 1000, &(struct rpc_msg){0}, e) == 0) {
+        if (e != NULL) {
+            *e = s->error;
         }
-        rv = e->code != 0 ? e->code : rv;
-        return sink_fail(s, rv, e);
     }
-    return 0;
+    return failed;
 }
 
 static const struct sink_ops remote_sink_ops = {
     .block = remote_block, .put = remote_put, .back = remote_back};
 
+/* The sender has been joined, or sends to nobody any more. */
 static void remote_sink_free(struct remote_sink *s)
 {
+    sender_join(s);
     rpc_stream_free(s->stream);
     pthread_mutex_lock(&s->lock);
     for (unsigned i = 0; i < BUFFERS; i++) {
@@ -244,6 +362,7 @@ static void remote_sink_free(struct remote_sink *s)
     }
     pthread_mutex_unlock(&s->lock);
     pthread_cond_destroy(&s->freed);
+    pthread_cond_destroy(&s->filled);
     pthread_mutex_destroy(&s->lock);
     pb_free(s->committed);
     mem_free(s);
@@ -343,10 +462,16 @@ int remote_sink_open(struct rpc_channel *c, const struct store_link_open *o,
     s->memory = o->memory != NULL ? o->memory : block_memory_heap();
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->freed, NULL);
+    pthread_cond_init(&s->filled, NULL);
     for (unsigned i = 0; i < BUFFERS; i++) {
         s->buffers[i].sink = s;
     }
     rv = remote_sink_start(s, c, o, timeout_ms, opened, e);
+    if (rv == 0 && opened->redirect[0] == '\0') {
+        rv = sender_start(s) == 0
+                 ? 0
+                 : error_set(e, HEDGE_ENOMEM, "no thread for a writer");
+    }
     if (rv != 0 || opened->redirect[0] != '\0') {
         remote_sink_free(s);
         return rv;
@@ -394,8 +519,10 @@ int remote_sink_close(struct sink *base, const struct manifest *claimed,
 {
     struct remote_sink *s = remote_sink_of(base);
     struct hedge_error own = {0};
-    int failed = atomic_load(&base->failed), rv = failed;
+    int failed, rv;
 
+    sender_join(s);
+    rv = failed = atomic_load(&base->failed);
     e = e != NULL ? e : &own;
     memset(out, 0, sizeof *out);
     if (failed != 0) {
@@ -429,7 +556,10 @@ int remote_sink_close(struct sink *base, const struct manifest *claimed,
 
 void remote_sink_abort(struct sink *base)
 {
-    remote_sink_free(remote_sink_of(base));
+    struct remote_sink *s = remote_sink_of(base);
+
+    rpc_stream_cancel(s->stream); /* The sender may wait for credits. */
+    remote_sink_free(s);
 }
 
 /* --- the source --- */

@@ -108,6 +108,9 @@ static int leader_target(struct hedge_node *n, uint64_t deadline_ms,
             (void)snprintf(target, TARGET_SIZE, "ipv4:%s", l.address);
             return 0;
         }
+        if (n->closing) {
+            return error_set(e, HEDGE_ECLOSED, "the node stops");
+        }
         if (clock_mono_ms() >= deadline_ms) {
             return error_set(e, HEDGE_ENOLEADER,
                              "the group has no leader at present");
@@ -116,10 +119,12 @@ static int leader_target(struct hedge_node *n, uint64_t deadline_ms,
     }
 }
 
+/* HEDGE_ETIMEDOUT is a new leader's that is not settled yet, too. */
 static bool worth_retrying(int rv)
 {
     return rv == HEDGE_ENOTLEADER || rv == HEDGE_EUNAVAILABLE ||
-           rv == HEDGE_ECANCELED || rv == HEDGE_ECLOSED;
+           rv == HEDGE_ECANCELED || rv == HEDGE_ECLOSED ||
+           rv == HEDGE_ETIMEDOUT;
 }
 
 /* A call to whoever leads, over a change of leader if need be. */
@@ -178,7 +183,7 @@ static void place_of_member(struct hedge_node *n, const char *id,
     view_unref(v);
 }
 
-static int find_here(struct hedge_node *n, const char *name,
+int stores_find_here(struct hedge_node *n, const char *name,
                      struct store_place *out, struct hedge_error *e)
 {
     int rv;
@@ -200,7 +205,7 @@ int stores_find(struct hedge_node *n, const char *name, uint64_t timeout_ms,
     Hedge__V1__LookupReply *r;
     void *reply;
     char *copy;
-    int here = find_here(n, name, out, e), rv;
+    int here = stores_find_here(n, name, out, e), rv;
 
     if (here == 0) {
         return 0;
@@ -217,7 +222,7 @@ int stores_find(struct hedge_node *n, const char *name, uint64_t timeout_ms,
     if (rv != 0) {
         /* What this node knows of its own is worth more than silence. */
         return here == HEDGE_EEXPIRED && rv == HEDGE_ENOTFOUND
-                   ? find_here(n, name, out, e)
+                   ? stores_find_here(n, name, out, e)
                    : rv;
     }
     r = reply;
@@ -278,7 +283,8 @@ struct unregister_work {
     char name[256];
 };
 
-/* A new leader hears of living stores only, so this one is enough. */
+/* A new leader hears of living stores only, so the one there is now is enough.
+ */
 static void run_unregister(struct work *work)
 {
     struct unregister_work *w =
@@ -292,9 +298,14 @@ static void run_unregister(struct work *work)
     m.generation = w->generation;
     m.incarnation = w->node->incarnation;
     m.expired = w->expired;
-    if (!w->node->closing &&
-        call_leader(w->node, "/hedge.v1.Peer/UnregisterStore", &m.base,
-                    &hedge__v1__empty__descriptor, CALL_MS, &reply, &e) != 0) {
+    /* Not by a call to itself: a server's thread may stand here. */
+    if (hedge_has_lock(w->node, NULL)) {
+        directory_unregister(w->node->directory, w->name, w->generation,
+                             w->expired);
+    } else if (!w->node->closing &&
+               call_leader(w->node, "/hedge.v1.Peer/UnregisterStore", &m.base,
+                           &hedge__v1__empty__descriptor, CALL_MS, &reply,
+                           &e) != 0) {
         log_warn("node", "telling the leader that store \"%s\" is gone: %s",
                  w->name, e.text);
     }
@@ -317,7 +328,7 @@ static void unregister(struct hedge_node *n, const char *name,
     (void)snprintf(w->name, sizeof w->name, "%s", name);
     if (wait) {
         run_unregister(&w->work);
-    } else if (pool_submit(n->dial_pool, &w->work, run_unregister) != 0) {
+    } else if (pool_submit(n->call_pool, &w->work, run_unregister) != 0) {
         mem_free(w);
     }
 }
@@ -326,9 +337,7 @@ void stores_on_expired(void *ctx, const char *name, uint64_t generation)
 {
     struct hedge_node *n = ctx;
 
-    if (n->dial_pool != NULL) {
-        unregister(n, name, generation, true, false);
-    }
+    unregister(n, name, generation, true, false);
 }
 
 static int exists_error(const char *name, const struct store_place *p,
@@ -406,7 +415,7 @@ int stores_open(struct hedge_node *n, const char *name,
         return rv;
     }
     for (;;) {
-        if (find_here(n, name, out, e) == 0) {
+        if (stores_find_here(n, name, out, e) == 0) {
             return use_existing(name, options, exclusive, out, e);
         }
         rv = ask_for_name(n, name, timeout_ms, &generation, out, e);
@@ -425,6 +434,14 @@ int stores_open(struct hedge_node *n, const char *name,
     return rv != 0 ? rv : make_here(n, name, generation, o, out, e);
 }
 
+void stores_remove_here(struct hedge_node *n, struct sos_store *store)
+{
+    sos_remove(store);
+    unregister(n, sos_store_name(store), sos_store_generation(store), false,
+               true);
+    sos_store_unref(store);
+}
+
 int stores_remove(struct hedge_node *n, const char *name, uint64_t timeout_ms,
                   struct hedge_error *e)
 {
@@ -439,9 +456,7 @@ int stores_remove(struct hedge_node *n, const char *name, uint64_t timeout_ms,
         return rv;
     }
     if (p.local != NULL) {
-        sos_remove(p.local);
-        unregister(n, name, sos_store_generation(p.local), false, true);
-        sos_store_unref(p.local);
+        stores_remove_here(n, p.local);
         return 0;
     }
     copy = mem_strdup(name);

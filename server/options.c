@@ -339,6 +339,10 @@ int options_parse(int argc, char **argv, struct options *out,
     }
     if (rv > 0) {
         rv = check(out, e);
+        rv = rv != 0 || out->action == OPTIONS_HELP ||
+                     out->action == OPTIONS_VERSION
+                 ? rv
+                 : hedge_options_check(&out->node, e);
     }
     if (rv != 0) {
         options_release(out);

@@ -138,34 +138,58 @@ int block_check_stored(const struct block_header *h, const void *payload,
     return 0;
 }
 
-/* Walk the frames: exactly `records` start here, and the last one ends at the
- * end of the payload unless it continues. */
-int block_check_frames(const struct block_header *h, const void *raw,
-                       struct hedge_error *e)
+void block_frames_start(struct block_frames *f, const struct block_header *h)
+{
+    f->at = h->first == BLOCK_FIRST_NONE ? h->raw_len : h->first;
+    f->left = h->records;
+}
+
+void block_frames_walk(struct block_frames *f, const void *raw, uint64_t len)
 {
     const unsigned char *p = raw;
-    uint64_t at = h->first == BLOCK_FIRST_NONE ? h->raw_len : h->first;
-    bool continues = (h->flags & BLOCK_CONTINUES) != 0;
+    uint64_t at = f->at;
+    uint32_t left = f->left;
 
-    for (uint32_t i = 0; i < h->records; i++) {
-        if (at + BLOCK_FRAME_SIZE > h->raw_len) {
-            return error_set(e, HEDGE_ECORRUPT,
-                             "block %llx/%u/%llu: record %u of %u does not "
-                             "start in it",
-                             (unsigned long long)h->id.generation, h->id.writer,
-                             (unsigned long long)h->id.sequence, i, h->records);
-        }
+    for (; left > 0 && at + BLOCK_FRAME_SIZE <= len; left--) {
         at += BLOCK_FRAME_SIZE + (uint64_t)get_le32(p + at);
     }
-    if (continues ? h->records > 0 && at <= h->raw_len : at != h->raw_len) {
+    f->at = at;
+    f->left = left;
+}
+
+int block_frames_end(const struct block_frames *f, const struct block_header *h,
+                     struct hedge_error *e)
+{
+    bool continues = (h->flags & BLOCK_CONTINUES) != 0;
+
+    if (f->left > 0) {
+        return error_set(e, HEDGE_ECORRUPT,
+                         "block %llx/%u/%llu: record %u of %u does not "
+                         "start in it",
+                         (unsigned long long)h->id.generation, h->id.writer,
+                         (unsigned long long)h->id.sequence,
+                         h->records - f->left, h->records);
+    }
+    if (continues ? h->records > 0 && f->at <= h->raw_len
+                  : f->at != h->raw_len) {
         return error_set(e, HEDGE_ECORRUPT,
                          "block %llx/%u/%llu: its records end at byte %llu of "
                          "%u",
                          (unsigned long long)h->id.generation, h->id.writer,
                          (unsigned long long)h->id.sequence,
-                         (unsigned long long)at, h->raw_len);
+                         (unsigned long long)f->at, h->raw_len);
     }
     return 0;
+}
+
+int block_check_frames(const struct block_header *h, const void *raw,
+                       struct hedge_error *e)
+{
+    struct block_frames f;
+
+    block_frames_start(&f, h);
+    block_frames_walk(&f, raw, h->raw_len);
+    return block_frames_end(&f, h, e);
 }
 
 int block_check_raw(const struct block_header *h, const void *raw,

@@ -76,6 +76,16 @@ int block_check_raw(const struct block_header *h, const void *raw,
  * that somebody else has framed. */
 int block_check_frames(const struct block_header *h, const void *raw,
                        struct hedge_error *e);
+/* The same in steps, while the payload arrives: start, walk as far as there
+ * are bytes (the first `len`), end when all of them have been walked. */
+struct block_frames {
+    uint64_t at;   /* Offset of the next frame. */
+    uint32_t left; /* Frames not yet seen. */
+};
+void block_frames_start(struct block_frames *f, const struct block_header *h);
+void block_frames_walk(struct block_frames *f, const void *raw, uint64_t len);
+int block_frames_end(const struct block_frames *f, const struct block_header *h,
+                     struct hedge_error *e);
 
 /* What a manifest adds up: independent of tiers, compression and of the
  * order in which blocks are added; any missing, doubled, moved or changed

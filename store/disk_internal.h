@@ -186,6 +186,17 @@ static inline uint64_t disk_slack(const struct disk_extent *x)
     return x->allocated - x->tail;
 }
 
+/* Bytes to ask for now; a cut keeps to the alignment and is told exactly when
+ * the operation has ended. */
+static inline size_t disk_op_len(const struct disk_op *op)
+{
+    size_t left = op->total - op->done;
+
+    return op->cut < left && disk_align(op->disk, op->cut) < left
+               ? (size_t)disk_align(op->disk, op->cut)
+               : left;
+}
+
 /* --- disk_probe.c: the directory, and what it can do --- */
 
 /* Open and lock the directory, made if need be, and empty it of ours. */

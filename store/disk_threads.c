@@ -12,7 +12,7 @@ static void run(struct work *w)
     struct disk_op *op = disk_op_of(container_of(w, struct disk_op, work));
     char *data = (char *)op->req->data + op->done;
     off_t at = (off_t)(op->req->place.addr + op->done);
-    size_t len = op->total - op->done;
+    size_t len = disk_op_len(op);
     ssize_t n = op->kind == DISK_READ ? pread(op->fd, data, len, at)
                                       : pwrite(op->fd, data, len, at);
 

@@ -65,7 +65,7 @@ static int submit(struct disk *d, struct disk_op *op)
     struct disk_ring *r = d->backend_state;
     char *data = (char *)op->req->data + op->done;
     uint64_t at = op->req->place.addr + op->done;
-    unsigned len = (unsigned)(op->total - op->done);
+    unsigned len = (unsigned)disk_op_len(op);
     enum disk_kind kind = op->kind;
     int fd = op->fd, err = EBUSY;
     struct io_uring_sqe *sqe;

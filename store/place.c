@@ -18,13 +18,14 @@
 
 #define PASSAGE_MAGIC 0x50415353u
 #define WAIT_STEP_MS 50
-#define IDLE_STEPS 3 /* So long with nothing under way: no room. */
 
 struct sos_sink {
     struct sink base;
     struct sos_store *store;
     struct tally tally;
+    atomic_bool in_fill;      /* Its block leaves from where it was filled. */
     unsigned inflight;        /* Under store->lock, as is the rest. */
+    bool homed;               /* Its claim has become a block's home. */
     struct hedge_error error; /* Why base.failed is set. */
 };
 
@@ -33,6 +34,7 @@ struct passage {
     struct list link; /* Of the free, the homeless or the waiting ones. */
     struct sos_store *store;
     struct sos_sink *sink; /* NULL once the writer has been told. */
+    bool in_fill;          /* It could not be moved to ARENA_OUT. */
     struct tier_req req;
     struct catalog_entry entry; /* As it will be; copies so far. */
     void *block;
@@ -40,6 +42,8 @@ struct passage {
     bool active;        /* It owns the block's memory. */
     bool stays;         /* The memory here is one of the copies. */
     bool tried_disk;
+    bool more_soon; /* Readers had memory that could not be had at once. */
+    bool waited;    /* For that: once. */
 };
 
 struct passages {
@@ -106,16 +110,6 @@ static struct passage *passage_take(struct sos *s, const struct block_id *id)
     return p;
 }
 
-static unsigned passages_inflight(struct passages *all)
-{
-    unsigned n;
-
-    pthread_mutex_lock(&all->lock);
-    n = all->inflight;
-    pthread_mutex_unlock(&all->lock);
-    return n;
-}
-
 bool passages_owns(struct sos *s, const struct block_id *id)
 {
     struct passages *all = s->passages;
@@ -167,10 +161,12 @@ static void passage_leave(struct passage *p, bool homeless)
 {
     struct sos_store *store = p->store;
 
-    if (p->sink != NULL) {
-        p->sink->inflight--;
-        p->sink = NULL;
+    meter_end(&store->sos->leaving, homeless ? 0 : p->req.len);
+    p->sink->inflight--;
+    if (p->in_fill) {
+        p->sink->in_fill = false;
     }
+    p->sink = NULL;
     store->inflight--;
     pthread_cond_broadcast(&store->changed);
     passage_give(store->sos, p, homeless);
@@ -204,29 +200,38 @@ static void drop_new_copies(struct passage *p)
     }
 }
 
+/* store->lock held. */
+static void home_block(struct sos_sink *sink, void *block)
+{
+    if (arena_home(sink->store->sos->arena, block)) {
+        assert(!sink->homed);
+        sink->homed = true;
+    }
+}
+
 /* store->lock held. The copies made are where they should be. */
 static void passage_done(struct passage *p)
 {
     struct sos_store *store = p->store;
     struct sos *s = store->sos;
     struct catalog_entry old;
-    bool there, moved;
-
+    int rv = catalog_get(s->catalog, &p->entry.id, &old);
     /* Gone when a reader has discarded the block meanwhile. */
-    there = catalog_get(s->catalog, &p->entry.id, &old) == 0;
-    moved = there && catalog_put(s->catalog, &p->entry) == 0;
+    bool there = rv != HEDGE_ENOTFOUND;
+    bool moved = rv == 0 && catalog_put(s->catalog, &p->entry) == 0;
+
     if (moved) {
         settle_counts(p, &old);
     } else {
         drop_new_copies(p);
     }
-    if (there && !moved && p->sink != NULL) {
+    if (there && !moved) {
         fail_sink(p->sink, HEDGE_EIO, "the catalog cannot be written");
     }
     if (!there || (moved && !p->stays)) {
         arena_pass(s->arena, p->block, ARENA_READ);
     } else if (!p->stays) {
-        arena_home(s->arena, p->block);
+        home_block(p->sink, p->block);
     }
     passage_leave(p, false);
 }
@@ -262,7 +267,7 @@ static bool passage_stays(struct passage *p)
     struct sos_store *store = p->store;
     bool ok = false;
 
-    cursors_reclaim(store->sos);
+    p->more_soon = cursors_reclaim(store->sos);
     pthread_mutex_lock(&store->lock);
     ok = stay_in_memory(store, p->block, p->req.len);
     if (ok) {
@@ -282,7 +287,7 @@ static void passage_home(struct passage *p)
     unsigned had = p->entry.n_copies, wanted = store->options.replicas;
     struct hedge_error why = p->req.error;
     struct catalog_entry e;
-    bool there = catalog_get(s->catalog, &p->entry.id, &e) == 0;
+    bool there = catalog_get(s->catalog, &p->entry.id, &e) != HEDGE_ENOTFOUND;
 
     if (wanted > 1) {
         (void)error_set(&why, HEDGE_EFULL,
@@ -290,13 +295,13 @@ static void passage_home(struct passage *p)
                         "made: %.400s",
                         wanted, had == 0 ? 1 : had, p->req.error.text);
     }
-    if (there && p->sink != NULL && !store->dead) {
+    if (there && !store->dead) {
         fail_sink(p->sink, HEDGE_EFULL, why.text);
     }
     if (had > 0 || !there) {
         passage_done(p); /* Fewer copies than wanted, or not wanted at all. */
     } else {
-        arena_home(s->arena, p->block);
+        home_block(p->sink, p->block);
         passage_leave(p, true);
     }
 }
@@ -373,14 +378,16 @@ static bool submit_disk(struct passage *p)
 
 static void describe_limits(struct sos_store *store, struct hedge_error *e);
 
-/* Wait for the janitor while it is about to make room. */
+/* Wait for the janitor while it, or readers, are about to make room. */
 static bool passage_waits(struct passage *p)
 {
     struct passages *all = p->store->sos->passages;
 
-    if (atomic_load(&p->store->sos->n_burying) == 0) {
+    if (atomic_load(&p->store->sos->n_burying) == 0 &&
+        (!p->more_soon || p->waited)) {
         return false;
     }
+    p->waited = true;
     pthread_mutex_lock(&all->lock);
     list_push(&all->waiting, &p->link);
     pthread_mutex_unlock(&all->lock);
@@ -457,11 +464,14 @@ static void passage_start(struct passage *p, struct sos_sink *sink,
     memset(&p->req, 0, sizeof p->req);
     p->store = sink->store;
     p->sink = sink;
+    p->in_fill = sink->in_fill;
+    meter_begin(&sink->store->sos->leaving);
     p->entry = *e;
     p->entry.n_copies = 0;
     p->block = block;
     p->stays = stays;
     p->tried_disk = stays;
+    p->more_soon = p->waited = false;
     if (stays) {
         memory_copy(p, &p->entry.copies[p->entry.n_copies++]);
     }
@@ -544,12 +554,27 @@ void sos_sink_error(struct sink *base, struct hedge_error *out)
     (void)sink_status(sink_of(base), out);
 }
 
+/* The one block a writer has claimed is still on its way. */
+static void wait_filled(struct sos_sink *sink)
+{
+    struct sos_store *store = sink->store;
+
+    if (sink->in_fill) {
+        pthread_mutex_lock(&store->lock);
+        while (sink->in_fill) {
+            pthread_cond_wait(&store->changed, &store->lock);
+        }
+        pthread_mutex_unlock(&store->lock);
+    }
+}
+
 static int sink_block(struct sink *base, void **block, struct hedge_error *e)
 {
     struct sos_sink *sink = sink_of(base);
     struct sos *s = sink->store->sos;
 
     *block = NULL;
+    wait_filled(sink);
     for (;;) {
         int rv = sink_status(sink, e);
 
@@ -574,24 +599,19 @@ static void sink_back(struct sink *base, void *block)
     arena_unref(sink_of(base)->store->sos->arena, block);
 }
 
-/* Fill waits for out. False: nothing is under way that would make room, or the
- * writer has been told already that there is none. */
-static bool may_leave(struct sos_sink *sink, void *block)
+/* Fill waits for out, as long as anything leaves it: what readers hold on is
+ * theirs. When OUT is the home of blocks that nobody took, the block leaves
+ * from where it was filled, and the writer waits for that. */
+static void move_out(struct sos_sink *sink, void *block)
 {
-    struct sos *s = sink->store->sos;
-    unsigned idle_steps = 0;
+    struct arena *arena = sink->store->sos->arena;
 
-    while (!arena_move_wait(s->arena, block, ARENA_OUT, WAIT_STEP_MS)) {
-        bool idle = passages_inflight(s->passages) == 0 &&
-                    atomic_load(&s->n_burying) == 0;
-
-        idle_steps = idle ? idle_steps + 1 : 0;
-        if (sink->store->dead || atomic_load(&sink->base.failed) != 0 ||
-            idle_steps == IDLE_STEPS) {
-            return false;
+    while (!arena_move_wait(arena, block, ARENA_OUT, WAIT_STEP_MS)) {
+        if (sink->store->dead || !arena_passing(arena, ARENA_OUT)) {
+            sink->in_fill = true;
+            return;
         }
     }
-    return true;
 }
 
 static void fill_entry(struct catalog_entry *e, const struct block_header *h)
@@ -611,12 +631,12 @@ static void fill_entry(struct catalog_entry *e, const struct block_header *h)
 /* Give the block its number and show it to the readers. From here on it must
  * not be lost. */
 static int publish(struct sos_sink *sink, struct catalog_entry *e,
-                   const struct block_header *h, const void *block, bool stays,
-                   bool leaves, struct hedge_error *err)
+                   const struct block_header *h, uint64_t unfinished,
+                   const void *block, bool stays, bool leaves,
+                   struct hedge_error *err)
 {
     struct sos_store *store = sink->store;
     struct catalog_copy *copy = &e->copies[0];
-    const unsigned char *raw = (const unsigned char *)block + BLOCK_HEADER_SIZE;
     struct tally tally = sink->tally;
     int rv = 0;
 
@@ -626,7 +646,7 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
                        "store \"%s\" was removed while it was written",
                        store->name);
     } else {
-        rv = tally_add(&tally, h, h->codec == BLOCK_RAW ? raw : NULL, err);
+        rv = tally_add(&tally, h, unfinished, err);
     }
     if (rv == 0) {
         e->ordinal = store->next_ordinal;
@@ -680,6 +700,19 @@ static void sink_refuse(struct sos_sink *sink, void *block, bool stays)
     arena_unref(store->sos->arena, block);
 }
 
+static void sink_homes(struct sos_sink *sink, void *block)
+{
+    pthread_mutex_lock(&sink->store->lock);
+    home_block(sink, block);
+    sink->in_fill = false;
+    pthread_mutex_unlock(&sink->store->lock);
+}
+
+static size_t block_len(const struct block_header *h)
+{
+    return BLOCK_HEADER_SIZE + (size_t)h->stored_len;
+}
+
 static bool sink_keeps(struct sos_sink *sink, void *block, size_t len)
 {
     bool stays;
@@ -703,8 +736,34 @@ static int check_writer(const struct sos_sink *sink,
     return 0;
 }
 
+/* Does the block stay in memory here? On the way it is compressed: always, or
+ * when it has to leave for a tier that is slower than that. */
+static bool keep_or_encode(struct sos_sink *sink, void *block,
+                           struct block_header *h)
+{
+    const struct sos_store_options *o = &sink->store->options;
+    struct sos *s = sink->store->sos;
+    bool encode = o->compression == SOS_COMPRESS_ZSTD;
+
+    if (!encode) {
+        if (sink_keeps(sink, block, block_len(h))) {
+            return true;
+        }
+        encode = o->compression == SOS_COMPRESS_AUTO &&
+                 encoders_pay(s->encoders, block_payload(block), h->raw_len,
+                              meter_rate(&s->leaving));
+        if (!encode) {
+            return false;
+        }
+    }
+    if (h->codec == BLOCK_RAW) {
+        (void)encoders_run(s->encoders, o->level, block, h);
+    }
+    return sink_keeps(sink, block, block_len(h));
+}
+
 static int sink_put(struct sink *base, void *block,
-                    const struct block_header *h, struct hedge_error *err)
+                    const struct block_header *header, struct hedge_error *err)
 {
     struct sos_sink *sink = sink_of(base);
     struct sos_store *store = sink->store;
@@ -712,29 +771,35 @@ static int sink_put(struct sink *base, void *block,
     struct hedge_error own;
     struct catalog_entry e;
     struct passage *p = NULL;
-    size_t len = BLOCK_HEADER_SIZE + (size_t)h->stored_len;
+    struct block_header h = *header;
+    uint64_t unfinished;
     bool stays;
     int rv;
 
     err = err != NULL ? err : &own;
-    rv = check_writer(sink, h, err);
+    rv = check_writer(sink, &h, err);
     if (rv != 0) {
         sink_refuse(sink, block, false);
         return rv;
     }
-    stays = sink_keeps(sink, block, len);
-    if (stays ? store->options.replicas > 1 : may_leave(sink, block)) {
-        p = passage_take(s, &h->id);
+    unfinished = tally_unfinished(&h, block_payload(block));
+    stays = keep_or_encode(sink, block, &h);
+    if (!stays) {
+        move_out(sink, block);
+    }
+    if (!stays || store->options.replicas > 1) {
+        p = passage_take(s, &h.id);
     }
     if (p == NULL && !stays) {
-        arena_home(s->arena, block); /* While it is still only ours. */
+        sink_homes(sink, block); /* While it is still only ours. */
     }
-    fill_entry(&e, h);
-    rv = publish(sink, &e, h, block, stays, p != NULL, err);
+    fill_entry(&e, &h);
+    rv = publish(sink, &e, &h, unfinished, block, stays, p != NULL, err);
     if (rv != 0) {
         if (p != NULL) {
             passage_give(s, p, false);
         }
+        sink->in_fill = false;
         sink_refuse(sink, block, stays);
         return rv;
     }
@@ -873,7 +938,9 @@ static void sink_free(struct sos_sink *sink)
 {
     struct sos_store *store = sink->store;
 
-    arena_unclaim(store->sos->arena, ARENA_FILL, 1);
+    if (!sink->homed) {
+        arena_unclaim(store->sos->arena, ARENA_FILL, 1);
+    }
     mem_free(sink);
     sos_store_unref(store);
 }
@@ -883,12 +950,13 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
 {
     struct sos_sink *sink = sink_of(base);
     struct sos_store *store = sink->store;
+    struct manifest m;
     bool aborted = false;
     int rv;
 
     pthread_mutex_lock(&store->lock);
     wait_settled(sink);
-    *out = tally_result(&sink->tally);
+    m = tally_result(&sink->tally);
     rv = atomic_load(&base->failed);
     if (rv != 0 && e != NULL) {
         *e = sink->error;
@@ -897,18 +965,19 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
         rv = error_set(e, HEDGE_ENOTFOUND,
                        "store \"%s\" was removed while it was written",
                        store->name);
-    } else if (claimed != NULL && !manifest_equal(claimed, out)) {
+    } else if (claimed != NULL && !manifest_equal(claimed, &m)) {
         rv = error_set(e, HEDGE_ECORRUPT,
                        "store \"%s\": the writer sent %llu records of %llu "
                        "bytes, %llu of %llu arrived",
                        store->name, (unsigned long long)claimed->records,
                        (unsigned long long)claimed->bytes,
-                       (unsigned long long)out->records,
-                       (unsigned long long)out->bytes);
+                       (unsigned long long)m.records,
+                       (unsigned long long)m.bytes);
         aborted = true;
     } else {
-        manifest_merge(&store->closed, out);
+        manifest_merge(&store->closed, &m);
     }
+    *out = m; /* Perhaps the same as `claimed`. */
     unregister_writer(sink, aborted);
     pthread_mutex_unlock(&store->lock);
     sink_free(sink);

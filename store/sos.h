@@ -112,6 +112,10 @@ uint64_t sos_store_generation(const struct sos_store *store);
 void sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
               void *ctx);
 
+/* A node is gone: make the copies it held of blocks with replicas again. Runs
+ * in the background. */
+void sos_repair(struct sos *s);
+
 /* --- writing and reading ---------------------------------------------------
  */
 

@@ -7,6 +7,7 @@
 #ifndef STORE_SOS_INTERNAL_H
 #define STORE_SOS_INTERNAL_H
 
+#include "store/encode.h"
 #include "store/sos.h"
 
 #include <pthread.h>
@@ -86,6 +87,9 @@ struct sos {
     atomic_uint n_burying;
 
     struct passages *passages; /* place.c */
+    struct encoders *encoders;
+    struct meter leaving;  /* How fast blocks leave the memory here. */
+    struct repair *repair; /* repair.c */
 
     pthread_mutex_t cursors_lock; /* cursor.c */
     struct list cursors;
@@ -116,8 +120,9 @@ void store_discard(struct sos_store *store, const struct block_id *id,
                    bool keep_number);
 
 /* cursor.c. Without locks: readers give back what they have only fetched
- * ahead, because a writer finds no room. */
-void cursors_reclaim(struct sos *s);
+ * ahead, because a writer finds no room. True: some is still being read and
+ * may be had a moment later. */
+bool cursors_reclaim(struct sos *s);
 
 /* A read under way, so that nobody discards what is being read. */
 struct fetch {
@@ -136,6 +141,18 @@ struct fetch {
  * or NULL. */
 struct fetch *fetch_of(struct sos_store *store, const struct block_id *id);
 
+/* fetch.c. store->lock held: take the block where it is, or start reading it
+ * into memory: spare memory, or (`own_ok`) one of the reader's own. False:
+ * there is none now. */
+bool fetch_open(struct fetch *f, const struct catalog_entry *e, bool own_ok);
+/* Without the lock: wait until the block is here and right; other copies are
+ * tried in turn. */
+int fetch_finish(struct fetch *f, struct hedge_error *e);
+/* store->lock held; waits while the tier still writes into the block. */
+void fetch_close(struct fetch *f);
+/* For people: where the copy being read lies. */
+void fetch_where(const struct fetch *f, const char **node, const char **kind);
+
 /* place.c */
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
@@ -147,6 +164,10 @@ bool passages_owns(struct sos *s, const struct block_id *id);
 void passages_retry(struct sos *s);
 /* Forget the homeless blocks of a store that is being buried. */
 void passages_purge(struct sos *s, struct sos_store *store);
+
+/* repair.c */
+int repair_new(struct sos *s, struct repair **out);
+void repair_free(struct repair *r);
 
 /* lend.c */
 void lend_init(struct sos *s);

@@ -98,6 +98,8 @@ struct tier_ops {
      * node's. The strings live as long as the tier. */
     void (*describe)(struct tier *t, const struct tier_place *place,
                      const char **node, const char **kind);
+    /* Is what is there gone for good, with its node? NULL: never. */
+    bool (*lost)(struct tier *t, const struct tier_place *place);
     /* Waits for what is in flight, then frees. */
     void (*free)(struct tier *t);
 };

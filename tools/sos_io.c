@@ -11,15 +11,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#define READ_CHUNK ((size_t)1 << 20)
+/* So little that it is still in the cache when it is cut into records. */
+#define READ_CHUNK ((size_t)256 << 10)
 #define OUT_BUFFER ((size_t)256 << 10)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000
-#define IDLE_FLUSH_MS 1000
+#define IDLE_FLUSH_MS 200
 
 /* --- progress, on a terminal --- */
 
@@ -97,7 +99,20 @@ static int input_fill(struct input *in, struct hedge_error *e)
     return 0;
 }
 
-/* The length of the next record in the buffer; 0: more input is needed. */
+/* Input that comes slowly is to be seen by readers that follow: when none has
+ * come for a while, what there is becomes a block. */
+static int flush_when_idle(const struct input *in, struct writer *w)
+{
+    struct pollfd p = {.fd = in->fd, .events = POLLIN};
+
+    if (w->payload == NULL || poll(&p, 1, IDLE_FLUSH_MS) != 0) {
+        return 0;
+    }
+    return writer_flush(w);
+}
+
+/* The length of the next record in the buffer; 0: more input is needed. Its
+ * first `scanned` bytes hold no delimiter. */
 static size_t next_record(const struct sos_write_args *a,
                           const struct input *in, size_t scanned)
 {
@@ -125,11 +140,12 @@ static int copy_in(const struct sos_write_args *a, struct input *in,
 {
     struct progress progress;
     uint64_t records = 0, bytes = 0;
+    size_t scanned = 0;
     int rv = 0;
 
     progress_start(&progress);
     while (rv == 0) {
-        size_t scanned = 0, len;
+        size_t len;
 
         while (rv == 0 && (len = next_record(a, in, scanned)) != 0) {
             rv = writer_write(w, in->buffer + in->from, len);
@@ -140,6 +156,8 @@ static int copy_in(const struct sos_write_args *a, struct input *in,
             }
             scanned = 0;
         }
+        scanned = in->to - in->from;
+        rv = rv != 0 || in->at_end ? rv : flush_when_idle(in, w);
         if (rv != 0) {
             *e = w->error;
         } else if (in->at_end) {
@@ -179,13 +197,13 @@ static int open_sink(const struct sos_write_args *a, struct client *c,
         .name = a->name,
         .options = a->append && !a->options_given ? NULL : &options,
         .append = a->append};
-    int rv = remote_sink_open(client_channel(c), &o, client_left_ms(c), sink,
-                              opened, e);
+    int rv = remote_sink_open(client_bulk_channel(c), &o, client_left_ms(c),
+                              sink, opened, e);
 
     if (rv == 0 && *sink == NULL) {
         rv = client_redirect(c, opened->redirect, e);
         if (rv == 0) {
-            rv = remote_sink_open(client_channel(c), &o, client_left_ms(c),
+            rv = remote_sink_open(client_bulk_channel(c), &o, client_left_ms(c),
                                   sink, opened, e);
         }
         if (rv == 0 && *sink == NULL) {
@@ -314,7 +332,12 @@ static int copy_out(const struct sos_read_args *a, struct reader *r,
     while (err == 0) {
         struct piece p;
 
-        rv = reader_next(r, a->follow ? FOLLOW_STEP_MS : RPC_NO_TIMEOUT, &p);
+        /* What there is goes out before more is waited for. */
+        rv = reader_next(r,
+                         !a->follow   ? RPC_NO_TIMEOUT
+                         : o->len > 0 ? 0
+                                      : FOLLOW_STEP_MS,
+                         &p);
         if (rv == 0) {
             err = output_add(o, p.data, p.len);
         } else if (rv == HEDGE_ETIMEDOUT) {
@@ -361,8 +384,9 @@ int sos_read_run(const struct sos_read_args *a)
         mem_free(o.buffer);
         return rv;
     }
-    if (remote_source_open(client_channel(c), a->name, a->follow, a->discard,
-                           NULL, client_left_ms(c), &source, &e) != 0) {
+    if (remote_source_open(client_bulk_channel(c), a->name, a->follow,
+                           a->discard, NULL, client_left_ms(c), &source,
+                           &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");

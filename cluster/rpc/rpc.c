@@ -10,6 +10,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned users;
+static bool core_runs, core_stays; /* Started; not to be ended. */
 static grpc_completion_queue *queue;
 static pthread_t io_thread;
 
@@ -59,13 +60,26 @@ void rpc_signals_restore(const sigset_t *old)
     (void)pthread_sigmask(SIG_SETMASK, old, NULL);
 }
 
+/* Ending core waits for its backup poller, which a write that had to wait has
+ * started and which sleeps for up to ten seconds. */
+static void core_end(void)
+{
+    if (!core_stays) {
+        grpc_shutdown();
+        core_runs = false;
+    }
+}
+
 static int start_all(void)
 {
     sigset_t old;
     int rc;
 
     rpc_signals_block(&old);
-    grpc_init();
+    if (!core_runs) {
+        grpc_init();
+        core_runs = true;
+    }
     queue = grpc_completion_queue_create_for_next(NULL);
     rc = pthread_create(&io_thread, NULL, io_main, queue);
     rpc_signals_restore(&old);
@@ -73,7 +87,7 @@ static int start_all(void)
         grpc_completion_queue_shutdown(queue);
         (void)io_main(queue);
         grpc_completion_queue_destroy(queue);
-        grpc_shutdown();
+        core_end();
         return HEDGE_ENOMEM;
     }
     (void)pthread_setname_np(io_thread, "hedge-rpc-io");
@@ -102,7 +116,7 @@ void rpc_shutdown(void)
         pthread_join(io_thread, NULL);
         grpc_completion_queue_destroy(queue);
         queue = NULL;
-        grpc_shutdown();
+        core_end();
     }
     pthread_mutex_unlock(&lock);
 }
@@ -187,6 +201,7 @@ void rpc_process_setup(void)
     ignore.sa_handler = SIG_IGN;
     (void)sigaction(SIGPIPE, &ignore, NULL);
     gpr_set_log_function(log_core);
+    core_stays = true;
 }
 
 /* --- time -------------------------------------------------------------------
@@ -276,4 +291,9 @@ void rpc_args_common(struct rpc_args *a)
     rpc_args_int(a, GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
     rpc_args_int(a, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     rpc_args_int(a, GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    /* With probing, core lets a sender run tens of MiB ahead of each reader,
+     * takes several times the memory, and then kills streams for exceeding
+     * the quota. Without it a stream holds what RPC_READY_MAX says, at the
+     * price of one round trip per message on a link that is far. */
+    rpc_args_int(a, GRPC_ARG_HTTP2_BDP_PROBE, 0);
 }

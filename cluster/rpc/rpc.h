@@ -1,8 +1,8 @@
 /* rpc.h - the thin layer over gRPC's C core; nothing else includes <grpc/...>.
  *
- * Unary calls and full-duplex streams with blocking calls: each stream has a
- * completion queue of its own, and the thread that uses the stream does the
- * stream's I/O. Small messages are bytes; a bulk message is a few encoded bytes
+ * Unary calls and full-duplex streams with blocking calls. One thread of the
+ * process polls for all of them; a sender writes by itself what the socket
+ * takes. Small messages are bytes; a bulk message is a few encoded bytes
  * followed by one block that is sent without a copy.
  *
  * Ownership: what _new/_open/_recv hand out belongs to the caller until the
@@ -14,7 +14,8 @@
  *            gave (gRPC status + trailing metadata `hedge-error`). A peer that
  *            cannot be reached or vanished is HEDGE_EUNAVAILABLE, a deadline
  *            HEDGE_ETIMEDOUT, a cancelled call HEDGE_ECANCELED, a method the
- *            peer lacks HEDGE_ENOTSUP.
+ *            peer lacks HEDGE_ENOTSUP. gRPC does not tell a server a client
+ *            that vanished from one that cancelled: both HEDGE_ECANCELED.
  * Units:     bytes, milliseconds.
  * Limits:    RPC_MESSAGE_MAX per message; a node's messages share a budget. */
 #ifndef CLUSTER_RPC_H
@@ -33,8 +34,8 @@
  * signal mask; rpc_process_setup() does, for programs. */
 int rpc_init(void);
 void rpc_shutdown(void);
-/* malloc thresholds that keep received slices warm, SIGPIPE ignored; call it
- * first in main(), before any thread. */
+/* malloc thresholds that keep received slices warm, SIGPIPE ignored, core not
+ * ended before the process; call it first in main(), before any thread. */
 void rpc_process_setup(void);
 
 /* --- messages ------------------------------------------------------------- */
@@ -78,7 +79,7 @@ struct rpc_stream; /* One stream, of a client or a server. */
 typedef void (*rpc_unary_fn)(struct rpc_call *call, void *ctx,
                              const void *request, size_t len);
 /* Runs on a thread of its own and may block. The value it returns (0 or a
- * hedge code, text in `e`) ends the stream. */
+ * hedge code, text in `e`) ends the stream; HEDGE_EEND counts as 0. */
 typedef int (*rpc_stream_fn)(struct rpc_stream *s, void *ctx,
                              struct hedge_error *e);
 
@@ -99,11 +100,16 @@ struct rpc_server_options {
     void *ctx;             /* For every handler. */
     unsigned pool_threads; /* For unary handlers; 0 = 4. */
     unsigned streams_max; /* Streams at a time, more get EEXHAUSTED; 0 = 256. */
-    uint64_t message_limit; /* Quota for messages in memory; 0 = 64 MiB. */
+    /* Quota for messages in memory; 0 = 64 MiB. A stream that is received
+     * from at full speed holds two messages; where all together exceed the
+     * quota, streams end with HEDGE_EEXHAUSTED. */
+    uint64_t message_limit;
 };
 
-/* All addresses bound and serving when it returns 0. An address in use is an
- * error that names it. Ports are never shared (SO_REUSEPORT off). */
+/* All addresses bound and serving when it returns 0. An address in use is
+ * HEDGE_EBUSY with a text that names it. Ports are never shared (SO_REUSEPORT
+ * off). A socket file that nobody answers on was left by a dead process and
+ * is replaced; the server removes its own when it ends. */
 int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
                    struct hedge_error *e);
 /* The port bound for addresses[i] (for port 0), 0 for a Unix socket. */
@@ -137,7 +143,8 @@ int rpc_channel_connect(const char *target, uint64_t timeout_ms,
  * thread. */
 void rpc_channel_cut(struct rpc_channel *c);
 
-/* One unary call; blocks. On 0 *reply is to be released. Fails at once when
+/* One unary call; blocks; no time (0) is HEDGE_ETIMEDOUT without a try. On 0
+ * *reply is to be released. Fails at once when
  * the peer refuses the connection (no waiting for it to come up). */
 int rpc_call(struct rpc_channel *c, const char *path, const void *request,
              size_t len, uint64_t timeout_ms, struct rpc_msg *reply,
@@ -153,20 +160,24 @@ int rpc_stream_open(struct rpc_channel *c, const char *path,
 /* Send one message. Returns when the transport has taken it and there is room
  * for the next one: this is the back-pressure. HEDGE_ETIMEDOUT leaves the
  * message on its way; only cancel is then sensible. `release` runs in any
- * case. */
+ * case. When the far end has ended the stream: the code it gave, or
+ * HEDGE_ECLOSED where that is in good order or behind messages that have not
+ * been received yet. */
 int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms);
 /* Client: no more messages will be sent. */
 int rpc_stream_close_send(struct rpc_stream *s);
 /* Receive one message. HEDGE_EEND: the far end has finished in good order
  * (server side: the client closed its sending side; client side: status OK).
- * A killed peer is HEDGE_EUNAVAILABLE, never HEDGE_EEND. HEDGE_ETIMEDOUT
- * loses nothing: call again. */
+ * A killed peer is HEDGE_EUNAVAILABLE (server side HEDGE_ECANCELED), never
+ * HEDGE_EEND. HEDGE_ETIMEDOUT loses nothing: call again, unless
+ * rpc_stream_is_cancelled() says that the whole stream's time is up. */
 int rpc_stream_recv(struct rpc_stream *s, uint64_t timeout_ms,
                     struct rpc_msg *msg, struct hedge_error *e);
 /* Both ends see HEDGE_ECANCELED; calls in progress return. Any thread. */
 void rpc_stream_cancel(struct rpc_stream *s);
-/* Server: the client has gone, cancelled, or run out of time. */
+/* Server: the client has gone, cancelled, or run out of time. Client: the
+ * stream has ended other than in good order. Cheap; any thread. */
 bool rpc_stream_is_cancelled(struct rpc_stream *s);
 /* Client: cancels what is not finished, waits, frees. NULL is fine. */
 void rpc_stream_free(struct rpc_stream *s);

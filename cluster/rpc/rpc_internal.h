@@ -152,7 +152,7 @@ void rpc_status_op_release(struct rpc_status_op *st);
 #define RPC_STREAM_MAGIC 0x7374726du
 /* Messages received ahead of the reader, so that the I/O thread has something
  * to do while the reader works on the one before. */
-#define RPC_READY_MAX 2
+#define RPC_READY_MAX 1
 
 /* One kind of operation of a stream, of which one may be under way. */
 struct rpc_stream_op {

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 static uint64_t read_ns(clockid_t id)
@@ -75,5 +76,19 @@ void clock_sleep_ms(uint64_t ms)
                           .tv_nsec = (long)(ms % 1000) * 1000000L};
 
     while (clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, &ts) == EINTR) {
+    }
+}
+
+void clock_boot_id(char out[CLOCK_BOOT_ID_SIZE])
+{
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+    out[0] = '\0';
+    if (f != NULL) {
+        if (fgets(out, CLOCK_BOOT_ID_SIZE, f) == NULL) {
+            out[0] = '\0';
+        }
+        out[strcspn(out, "\n")] = '\0';
+        (void)fclose(f);
     }
 }

@@ -33,4 +33,9 @@ void clock_format(uint64_t wall_ms, char out[CLOCK_RFC3339_SIZE]);
 
 void clock_sleep_ms(uint64_t ms);
 
+/* The kernel's id of this boot: processes with the same one share a machine
+ * and its CLOCK_BOOTTIME. "" where it cannot be read. */
+#define CLOCK_BOOT_ID_SIZE 40
+void clock_boot_id(char out[CLOCK_BOOT_ID_SIZE]);
+
 #endif

@@ -383,6 +383,12 @@ static void fake_free(struct tier *t)
     free(f);
 }
 
+static bool fake_lost(struct tier *t, const struct tier_place *place)
+{
+    return fake_tier_unit(container_of(t, struct fake_tier, base), place->unit)
+        .gone;
+}
+
 static const struct tier_ops fake_ops = {.name = "fake",
                                          .put = fake_put,
                                          .get = fake_get,
@@ -390,6 +396,7 @@ static const struct tier_ops fake_ops = {.name = "fake",
                                          .drop_store = fake_drop_store,
                                          .use = fake_use,
                                          .describe = fake_describe,
+                                         .lost = fake_lost,
                                          .free = fake_free};
 
 /* --- life and knobs --- */
@@ -445,6 +452,7 @@ void fake_tier_set(struct fake_tier *f, unsigned unit,
     mine->put_status = u->put_status;
     mine->get_status = u->get_status;
     mine->corrupt = u->corrupt;
+    mine->gone = u->gone;
     mine->delay_ms = u->delay_ms;
     pthread_mutex_unlock(&f->lock);
 }
@@ -471,7 +479,7 @@ void fake_tier_fail_nth(struct fake_tier *f, unsigned n, int status,
     f->fail_nth = n;
     f->fail_status = status;
     f->fail_at_once = at_once;
-    f->fired = false;
+    f->fired = f->fired && n == 0;
     pthread_mutex_unlock(&f->lock);
 }
 

@@ -29,6 +29,7 @@ struct fake_unit {
     int put_status; /* 0, or what each put comes back with. */
     int get_status; /* 0, or what each get comes back with. */
     bool corrupt;   /* Gives back one wrong bit. */
+    bool gone;      /* Its node has left for good. */
     unsigned delay_ms;
 };
 

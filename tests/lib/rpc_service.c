@@ -252,7 +252,6 @@ int service_try(struct service *s, const char *address, unsigned streams_max,
         .n_methods = sizeof methods / sizeof methods[0],
         .ctx = s,
         .streams_max = streams_max,
-        .message_limit = (uint64_t)1 << 30,
     };
     int rv;
 

@@ -165,12 +165,18 @@ int box_read(struct sos_store *store, const struct record_shape *shape,
              const struct sos_read_options *o, const struct manifest *m,
              struct hedge_error *e)
 {
-    struct reader *r = box_reader(store, o);
+    static const struct sos_read_options plain;
+    struct reader *r = malloc(sizeof *r);
     struct record_check c;
+    struct source *source;
     int rv;
 
+    assert_non_null(r);
+    memset(r, 0, sizeof *r);
+    rv = sos_source_open(store, o != NULL ? o : &plain, &source, &r->error);
+    rv = rv != 0 ? rv : reader_init(r, source);
     record_check_init(&c, shape);
-    rv = record_check_all(&c, r, 20000);
+    rv = rv != 0 ? rv : record_check_all(&c, r, 20000);
     if (e != NULL) {
         *e = r->error;
     }

@@ -44,7 +44,7 @@ struct box {
     struct fake_tier *remote;
     struct fake_tier_counts at_end; /* Of the remote tier, after close. */
     uint64_t next_generation;
-    unsigned n_expired;
+    atomic_uint n_expired;
     char expired[64];
 };
 

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -357,6 +358,16 @@ static void *beside_reader(void *arg)
     return NULL;
 }
 
+/* Commits as often as can be: each one is a chance for a lookup to see a
+ * change in neither place. */
+static void *beside_flusher(void *arg)
+{
+    while (!atomic_load(&beside.stop)) {
+        assert_int_equal(catalog_flush(beside.c), 0);
+    }
+    return arg;
+}
+
 static void beside_put(uint64_t i, uint64_t version)
 {
     struct catalog_entry e = entry_of(9, 1, i, i, version);
@@ -380,7 +391,7 @@ static void beside_other_store(uint64_t generation)
 
 static void test_readers_beside_writer(void **state)
 {
-    pthread_t threads[BESIDE_READERS];
+    pthread_t threads[BESIDE_READERS], flusher;
     uint64_t seed = 4711, until = clock_mono_ms() + 2500, version = 1;
 
     (void)state;
@@ -392,6 +403,7 @@ static void test_readers_beside_writer(void **state)
     for (uintptr_t i = 0; i < BESIDE_READERS; i++) {
         pthread_create(&threads[i], NULL, beside_reader, (void *)i);
     }
+    pthread_create(&flusher, NULL, beside_flusher, NULL);
     while (clock_mono_ms() < until) {
         uint64_t i = random_next(&seed) % BESIDE_N;
         struct block_id id = {.generation = 9, .writer = 1, .sequence = i};
@@ -409,8 +421,82 @@ static void test_readers_beside_writer(void **state)
     for (unsigned i = 0; i < BESIDE_READERS; i++) {
         pthread_join(threads[i], NULL);
     }
+    pthread_join(flusher, NULL);
     assert_true(atomic_load(&beside.reads) > 0);
     catalog_free(beside.c);
+}
+
+/* --- what is new and what is just gone ------------------------------------ */
+
+/* Entries come in at the front, with gaps, and go at the back: all that a
+ * reader asks for is in the middle of being written. */
+#define GAP 10
+#define TRAIL 50
+
+static struct {
+    struct catalog *c;
+    atomic_bool stop;
+    atomic_ullong last, removed;
+} front;
+
+static void *front_reader(void *arg)
+{
+    while (!atomic_load(&front.stop)) {
+        uint64_t last = atomic_load(&front.last);
+        uint64_t removed = atomic_load(&front.removed);
+        struct catalog_entry e;
+
+        assert_int_equal(catalog_next(front.c, 3, last * GAP - GAP / 2, &e), 0);
+        if (atomic_load(&front.last) < last + TRAIL) {
+            assert_int_equal(e.ordinal, last * GAP); /* Not removed yet. */
+        }
+        assert_int_equal(catalog_get_ordinal(front.c, 3, removed * GAP, &e),
+                         HEDGE_ENOTFOUND);
+        assert_int_equal(catalog_next(front.c, 3, removed * GAP, &e), 0);
+        assert_true(e.ordinal > removed * GAP);
+    }
+    return arg;
+}
+
+static void *front_flusher(void *arg)
+{
+    while (!atomic_load(&front.stop)) {
+        assert_int_equal(catalog_flush(front.c), 0);
+    }
+    return arg;
+}
+
+static void test_front_and_back(void **state)
+{
+    pthread_t readers[2], flusher;
+    uint64_t until = clock_mono_ms() + 2500;
+
+    (void)state;
+    memset(&front, 0, sizeof front);
+    front.c = open_catalog();
+    for (uint64_t k = 1; clock_mono_ms() < until; k++) {
+        struct catalog_entry e = entry_of(3, 0, k, k * GAP, k);
+        assert_int_equal(catalog_put(front.c, &e), 0);
+        atomic_store(&front.last, k);
+        if (k > TRAIL) {
+            e.id.sequence = k - TRAIL;
+            assert_int_equal(catalog_remove(front.c, &e.id), 0);
+            atomic_store(&front.removed, k - TRAIL);
+        }
+        if (k == TRAIL + 1) {
+            pthread_create(&readers[0], NULL, front_reader, NULL);
+            pthread_create(&readers[1], NULL, front_reader, NULL);
+            pthread_create(&flusher, NULL, front_flusher, NULL);
+        }
+        if (k % 8 == 0) {
+            sched_yield();
+        }
+    }
+    atomic_store(&front.stop, true);
+    pthread_join(readers[0], NULL);
+    pthread_join(readers[1], NULL);
+    pthread_join(flusher, NULL);
+    catalog_free(front.c);
 }
 
 /* --- files
@@ -623,6 +709,7 @@ int main(void)
         T(test_rows),
         T(test_model),
         T(test_readers_beside_writer),
+        T(test_front_and_back),
         T(test_reopening_empties),
         T(test_growth_is_bounded),
         T(test_removing_a_store),

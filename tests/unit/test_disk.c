@@ -440,6 +440,7 @@ static void test_wrong_places(void **state)
     a.req.place.addr = UINT64_MAX - 4095;
     assert_int_equal(get_wait(t, &a), HEDGE_EINVAL);
     a.req.place.addr = 1;
+    a.req.len = 100;
     assert_int_equal(get_wait(t, &a), HEDGE_EINVAL);
     a.req.len = 0;
     assert_int_equal(put_wait(t, &a), HEDGE_EINVAL);

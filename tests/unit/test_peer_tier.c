@@ -381,7 +381,8 @@ static void drop_count(struct rpc_call *c, void *ctx, const void *request,
     rpc_reply(c, "", 0);
 }
 
-static void stalled(rpc_stream_fn how)
+/* At least `sent` blocks get on their way before the stall. */
+static void stalled(rpc_stream_fn how, int sent)
 {
     struct peer_node a, b, *nodes[] = {&a, &b};
     struct move m[MANY];
@@ -404,10 +405,10 @@ static void stalled(rpc_stream_fn how)
     assert_true(clock_mono_ms() - start < 3 * PEER_STALL_MS);
     assert_int_equal(count_on(t, m, MANY, "b"), MANY);
     assert_true(atomic_load(&seen) <= PEER_WINDOW);
-    for (unsigned i = 0; i < 1000 && atomic_load(&drops) < PEER_WINDOW; i++) {
+    for (unsigned i = 0; i < 1000 && atomic_load(&drops) < sent; i++) {
         clock_sleep_ms(5);
     }
-    assert_int_equal(atomic_load(&drops), PEER_WINDOW);
+    assert_in_range(atomic_load(&drops), sent, PEER_WINDOW);
     check_many(t, m, MANY);
     tier_free(t);
     peer_node_stop(&a);
@@ -418,13 +419,13 @@ static void stalled(rpc_stream_fn how)
 static void peer_says_nothing(void **state)
 {
     (void)state;
-    stalled(put_mute);
+    stalled(put_mute, PEER_WINDOW);
 }
 
 static void peer_does_not_read(void **state)
 {
     (void)state;
-    stalled(put_deaf);
+    stalled(put_deaf, 1);
 }
 
 /* The tier ends while everything is stuck. */

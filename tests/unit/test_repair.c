@@ -1,0 +1,125 @@
+/* Copies that were lost with their node are made again. */
+#include "store/base/clock.h"
+
+#include "tests/lib/check.h"
+#include "tests/lib/sos_box.h"
+
+static const struct record_shape shape = {.seed = 5, .min = 100, .max = 9000};
+
+#define RECORDS 300
+#define AWAIT_STEPS 1000
+
+static void set_gone(struct box *b, unsigned unit)
+{
+    struct fake_unit u = fake_tier_unit(b->remote, unit);
+
+    u.gone = true;
+    u.get_status = HEDGE_ELOST;
+    u.refuse = true;
+    fake_tier_set(b->remote, unit, &u);
+    sos_repair(b->sos);
+}
+
+static unsigned blocks_on(struct box *b, unsigned unit)
+{
+    return fake_tier_unit(b->remote, unit).blocks;
+}
+
+static void await_blocks(struct box *b, unsigned unit, unsigned n)
+{
+    for (unsigned i = 0; i < AWAIT_STEPS && blocks_on(b, unit) != n; i++) {
+        clock_sleep_ms(10);
+    }
+    assert_int_equal(blocks_on(b, unit), n);
+}
+
+static struct sos_store *replicated(struct box *b, unsigned replicas)
+{
+    struct sos_store_options o = box_defaults();
+
+    o.replicas = replicas;
+    return box_store(b, "x", &o);
+}
+
+static void from_memory_here(void **state)
+{
+    struct box_result r;
+    struct sos_store *store;
+    unsigned n;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.blocks = 64, .nodes = 2});
+    store = replicated(&b, 2);
+    r = box_write(store, &shape, RECORDS);
+    assert_int_equal(r.closed, 0);
+    n = blocks_on(&b, 0) + blocks_on(&b, 1);
+    assert_true(blocks_on(&b, 0) > 0);
+    set_gone(&b, 0);
+    await_blocks(&b, 1, n);
+    await_blocks(&b, 0, 0); /* Should it come back, it has nothing of ours. */
+    box_expect(store, &shape, &r.manifest);
+    sos_remove(store);
+    sos_store_unref(store);
+    box_close(&b);
+}
+
+/* Nothing here: three copies on three of four nodes, one goes. */
+static void from_another_node(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct box_result r;
+    struct sos_store *store;
+    unsigned n = 0;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.nodes = 4});
+    o.replicas = 3;
+    o.mem_limit = 1; /* No block of it fits the memory here. */
+    store = box_store(&b, "x", &o);
+    r = box_write(store, &shape, RECORDS);
+    assert_int_equal(r.closed, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        n += blocks_on(&b, i);
+    }
+    assert_true(blocks_on(&b, 2) > 0);
+    set_gone(&b, 2);
+    await_blocks(&b, 2, 0);
+    assert_int_equal(blocks_on(&b, 0) + blocks_on(&b, 1) + blocks_on(&b, 3), n);
+    box_expect(store, &shape, &r.manifest);
+    sos_remove(store);
+    sos_store_unref(store);
+    box_close(&b);
+}
+
+/* No room: nothing changes, and what is left is still read. */
+static void no_room_for_it(void **state)
+{
+    struct box_result r;
+    struct sos_store *store;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.blocks = 64, .nodes = 1});
+    store = replicated(&b, 2);
+    r = box_write(store, &shape, RECORDS);
+    assert_int_equal(r.closed, 0);
+    set_gone(&b, 0);
+    clock_sleep_ms(200);
+    box_expect(store, &shape, &r.manifest);
+    sos_remove(store);
+    sos_store_unref(store);
+    box_close(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(from_memory_here),
+        cmocka_unit_test(from_another_node),
+        cmocka_unit_test(no_room_for_it),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
