@@ -12,6 +12,7 @@
 
 #include "store/base/log.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -433,28 +434,23 @@ static void passage_step(struct passage *p, bool exhausted)
 static void describe_limits(struct sos_store *store, struct hedge_error *e)
 {
     struct sos *s = store->sos;
-    struct arena_use mem;
-    struct tier_use disk = {0};
-    char peers[HEDGE_ERROR_TEXT_MAX];
+    const struct sos_store_options *o = &store->options;
+    char mem[UNITS_SIZE_TEXT], disk[UNITS_SIZE_TEXT], room[ROOM_TEXT];
+    char own[96] = "", peers[HEDGE_ERROR_TEXT_MAX];
 
     (void)snprintf(peers, sizeof peers, "%s",
                    s->remote == NULL    ? "there are no other nodes"
                    : e->text[0] != '\0' ? e->text
                                         : "no other node took it");
-    arena_use(s->arena, &mem);
-    if (s->disk != NULL) {
-        tier_use(s->disk, &disk);
+    if (o->mem_limit != 0 || o->disk_limit != 0) {
+        (void)snprintf(own, sizeof own,
+                       " (per node it may use memory %s, disk %s; 0 = any)",
+                       units_format_size(o->mem_limit, mem),
+                       units_format_size(o->disk_limit, disk));
     }
-    (void)error_set(
-        e, HEDGE_EFULL,
-        "no room for store \"%.64s\": %.64s has %llu of %llu bytes of memory "
-        "and %llu of %llu bytes of disk in use (the store's own limits per "
-        "node: memory %llu, disk %llu; 0 = none); %.200s",
-        store->name, s->node, (unsigned long long)mem.by_class[ARENA_STORED],
-        (unsigned long long)(mem.limit - mem.reserve),
-        (unsigned long long)disk.used, (unsigned long long)disk.limit,
-        (unsigned long long)store->options.mem_limit,
-        (unsigned long long)store->options.disk_limit, peers);
+    (void)error_set(e, HEDGE_EFULL,
+                    "no room for store \"%.64s\"%s: %.64s: %s; %.300s",
+                    store->name, own, s->node, room_text(s, room), peers);
 }
 
 static void passage_start(struct passage *p, struct sos_sink *sink,

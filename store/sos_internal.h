@@ -170,6 +170,10 @@ int repair_new(struct sos *s, struct repair **out);
 void repair_free(struct repair *r);
 
 /* lend.c */
+/* "memory 6.0 MiB of 6.0 MiB, disk 8.0 MiB of 8.0 MiB in use". Takes no lock of
+ * the sos. */
+#define ROOM_TEXT 160
+char *room_text(struct sos *s, char out[ROOM_TEXT]);
 void lend_init(struct sos *s);
 void lend_release(struct sos *s);
 void lend_expire(struct sos *s, uint64_t now_ms);
