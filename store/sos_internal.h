@@ -86,7 +86,7 @@ struct sos {
      * room back, so a block without a place waits for it. */
     atomic_uint n_burying;
 
-    struct passages *passages; /* place.c */
+    struct passages *passages; /* passage.c */
     struct encoders *encoders;
     struct meter leaving;  /* How fast blocks leave the memory here. */
     struct repair *repair; /* repair.c */
@@ -153,7 +153,7 @@ void fetch_close(struct fetch *f);
 /* For people: where the copy being read lies. */
 void fetch_where(const struct fetch *f, const char **node, const char **kind);
 
-/* place.c */
+/* passage.c */
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
 void passages_free(struct passages *p);
