@@ -104,7 +104,7 @@ static void memory_then_disk_then_refused(void **state)
     assert_int_equal(n, 14);
     assert_int_equal(in_memory, 4);
     assert_int_equal(l.req.status, HEDGE_EREFUSED);
-    assert_non_null(strstr(l.req.error.text, "no room to lend"));
+    assert_non_null(strstr(l.req.error.text, "of it lent"));
     sos_usage(b.sos, &u);
     assert_int_equal(u.mem_lent, 4 * BOX_BLOCK);
     assert_int_equal(u.disk_lent, 10 * BOX_BLOCK);
