@@ -21,6 +21,7 @@
 #include <grpc/grpc_security.h>
 #undef peer_info
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -35,7 +36,7 @@
 #define RUNS_MAX 51
 #define METHOD "/bench/Sink"
 #define LINE 64
-#define WARM_BLOCKS 64
+#define WARM_BLOCKS 256
 
 extern char **environ;
 
@@ -347,8 +348,11 @@ struct load {
     struct tier_req reqs[BUFFERS];
     struct tier_place *places; /* By sequence. */
     bool is_get;
-    atomic_uint next, ended, failed;
+    atomic_uint next, failed;
     unsigned total;
+    pthread_mutex_t lock;
+    pthread_cond_t all_ended;
+    unsigned left;
 };
 
 static const struct tier_store store = {.name = "bench"};
@@ -381,11 +385,15 @@ static void on_end(struct tier_req *req)
     } else if (!l->is_get) {
         l->places[req->id.sequence] = req->place;
     }
-    atomic_fetch_add(&l->ended, 1);
     next = atomic_fetch_add(&l->next, 1);
     if (next < l->total) {
         submit(l, req, next);
     }
+    pthread_mutex_lock(&l->lock);
+    if (--l->left == 0) {
+        pthread_cond_signal(&l->all_ended);
+    }
+    pthread_mutex_unlock(&l->lock);
 }
 
 /* Blocks `from` to `to`, there or back. */
@@ -399,6 +407,9 @@ static void run_load(struct tier *t, struct tier_place *places, bool is_get,
     l.places = places;
     l.is_get = is_get;
     l.total = to;
+    l.left = to - from;
+    pthread_mutex_init(&l.lock, NULL);
+    pthread_cond_init(&l.all_ended, NULL);
     atomic_store(&l.next, from + BUFFERS);
     for (unsigned i = 0; i < BUFFERS; i++) {
         l.reqs[i].data = buffers[i];
@@ -408,9 +419,11 @@ static void run_load(struct tier *t, struct tier_place *places, bool is_get,
         l.reqs[i].ctx = &l;
         submit(&l, &l.reqs[i], from + i);
     }
-    while (atomic_load(&l.ended) < to - from) {
-        clock_sleep_ms(1);
+    pthread_mutex_lock(&l.lock);
+    while (l.left > 0) {
+        pthread_cond_wait(&l.all_ended, &l.lock);
     }
+    pthread_mutex_unlock(&l.lock);
     if (atomic_load(&l.failed) > 0) {
         exit(1);
     }

@@ -73,6 +73,10 @@ struct hedge_options {
 struct hedge_node;
 
 HEDGE_API void hedge_options_init(struct hedge_options *o);
+/* Could a node start with these, as far as that can be said without touching
+ * anything? */
+HEDGE_API int hedge_options_check(const struct hedge_options *o,
+                                  struct hedge_error *e);
 
 /* Check the options, claim the data directory, bind the addresses and serve.
  * When it returns 0 the node runs; it may not have met a leader yet. */

@@ -10,6 +10,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -243,6 +245,31 @@ static int check_host(const char *what, const char *host, struct hedge_error *e)
     return 0;
 }
 
+/* For ":8080": the first address of this machine that others can reach, or
+ * loopback when there is none. */
+static void find_own_host(char host[UNITS_HOST_MAX])
+{
+    struct ifaddrs *all = NULL;
+
+    (void)snprintf(host, UNITS_HOST_MAX, "127.0.0.1");
+    if (getifaddrs(&all) != 0) {
+        return;
+    }
+    for (const struct ifaddrs *i = all; i != NULL; i = i->ifa_next) {
+        struct sockaddr_in a;
+        bool usable =
+            i->ifa_addr != NULL && i->ifa_addr->sa_family == AF_INET &&
+            (i->ifa_flags & IFF_UP) != 0 && (i->ifa_flags & IFF_LOOPBACK) == 0;
+
+        if (usable) {
+            memcpy(&a, i->ifa_addr, sizeof a);
+            (void)inet_ntop(AF_INET, &a.sin_addr, host, UNITS_HOST_MAX);
+            break;
+        }
+    }
+    freeifaddrs(all);
+}
+
 static int set_addresses(struct hedge_node *n, const struct hedge_options *o,
                          struct hedge_error *e)
 {
@@ -257,7 +284,7 @@ static int set_addresses(struct hedge_node *n, const struct hedge_options *o,
                          o->listen);
     }
     if (host[0] == '\0') {
-        (void)snprintf(host, sizeof host, "127.0.0.1");
+        find_own_host(host);
     }
     if (o->grpc_address == NULL) {
         if (port == 65535) {
@@ -347,9 +374,21 @@ static int check_numbers(const struct hedge_options *o, struct hedge_error *e)
                          "of two from 64 KiB to 4 MiB",
                          o->block_size);
     }
-    return units_check_name(o->group, strlen(o->group), e) != 0
-               ? error_prefix(e, "--group")
-               : 0;
+    if (o->mem_limit != 0 && o->mem_limit / o->block_size < ARENA_CHUNKS_MIN) {
+        return error_set(e, HEDGE_EINVAL,
+                         "a memory limit of %llu bytes is too small: at least "
+                         "%d blocks of %zu bytes are needed (%zu bytes)",
+                         (unsigned long long)o->mem_limit, ARENA_CHUNKS_MIN,
+                         o->block_size, ARENA_CHUNKS_MIN * o->block_size);
+    }
+    return 0;
+}
+
+static int check_group(const char *group, struct hedge_error *e)
+{
+    int rv = units_check_name(group, strlen(group), e);
+
+    return rv != 0 ? error_prefix(e, "--group") : 0;
 }
 
 static int set_paths(struct hedge_node *n, const struct hedge_options *o,
@@ -387,8 +426,10 @@ static int set_options(struct hedge_node *n, const struct hedge_options *o,
 
     n->o = *o;
     rv = check_numbers(o, e);
+    rv = rv != 0 ? rv : check_group(o->group, e);
     rv = rv != 0 ? rv : set_addresses(n, o, e);
     rv = rv != 0 ? rv : set_paths(n, o, e);
+    rv = rv != 0 ? rv : engine_check(n->engine_url, n->group, e);
     if (rv != 0) {
         return rv;
     }
@@ -400,13 +441,16 @@ static int set_options(struct hedge_node *n, const struct hedge_options *o,
     }
     clock_boot_id(n->boot_id);
     n->started_ms = clock_boot_ms();
-    if (!is_loopback(n->id)) {
-        log_warn("node",
-                 "%s is not a loopback address: whoever reaches it "
-                 "can read and write every store",
-                 n->id);
-    }
     return 0;
+}
+
+static void free_options(struct hedge_node *n)
+{
+    mem_free(n->id);
+    mem_free(n->grpc_address);
+    mem_free(n->group);
+    mem_free(n->engine_url);
+    mem_free(n->data_dir);
 }
 
 /* --- the parts --- */
@@ -544,10 +588,12 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
         rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
     }
     rv = rv != 0 ? rv : start_store(n, e);
-    /* The loop first: handlers post to it. */
-    rv = rv != 0 ? rv : node_loop_start(n, e);
+    /* Handlers post to the loop. It begins to run, and this node to stand for
+     * election, when nothing can go wrong any more. */
+    rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
-    return rv != 0 ? rv : node_link_start(n, e);
+    rv = rv != 0 ? rv : node_link_start(n, e);
+    return rv != 0 ? rv : node_loop_run(n, e);
 }
 
 static void init_locks(struct hedge_node *n)
@@ -571,6 +617,21 @@ static void init_locks(struct hedge_node *n)
     n->lock_fd = n->listen_fd = -1;
 }
 
+HEDGE_API int hedge_options_check(const struct hedge_options *o,
+                                  struct hedge_error *e)
+{
+    struct hedge_node *n = mem_calloc(1, sizeof *n);
+    int rv;
+
+    if (n == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a node");
+    }
+    rv = set_options(n, o, e);
+    free_options(n);
+    mem_free(n);
+    return rv;
+}
+
 HEDGE_API int hedge_node_start(const struct hedge_options *o,
                                struct hedge_node **out, struct hedge_error *e)
 {
@@ -592,6 +653,12 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
     if (rv != 0) {
         hedge_node_stop(n);
         return rv;
+    }
+    if (!is_loopback(n->id) || !is_loopback(n->grpc_address)) {
+        log_warn("node",
+                 "%s is not a loopback address: whoever reaches it "
+                 "can read and write every store",
+                 n->grpc_address);
     }
     *out = n;
     return 0;
@@ -620,11 +687,7 @@ static void free_all(struct hedge_node *n)
     pthread_mutex_destroy(&n->pub_lock);
     pthread_mutex_destroy(&n->channels_lock);
     pthread_mutex_destroy(&n->uplink.lock);
-    mem_free(n->id);
-    mem_free(n->grpc_address);
-    mem_free(n->group);
-    mem_free(n->engine_url);
-    mem_free(n->data_dir);
+    free_options(n);
     mem_free(n);
 }
 

@@ -125,7 +125,9 @@ struct hedge_node {
 };
 
 /* --- node_loop.c --- */
-int node_loop_start(struct hedge_node *n, struct hedge_error *e);
+/* From _open on tasks can be posted; from _run on they are done. */
+int node_loop_open(struct hedge_node *n, struct hedge_error *e);
+int node_loop_run(struct hedge_node *n, struct hedge_error *e);
 /* Waits until the lease is given back, ends the thread. */
 void node_loop_stop(struct hedge_node *n);
 /* Frees it, when nobody can post any more. */
@@ -198,6 +200,8 @@ void node_target(const struct hedge_node *n, const struct member *m,
                  char out[TARGET_SIZE]);
 
 /* --- serve_write.c, serve_read.c, serve_store.c, serve_cluster.c --- */
+#define SERVE_BUSY_MS 5000 /* How long an open waits for blocks. */
+#define SERVE_RETRY_MS 50
 int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 void serve_stat(struct rpc_call *c, void *ctx, const void *req, size_t len);

@@ -535,7 +535,7 @@ static int open_loop(struct hedge_node *n)
     return 0;
 }
 
-int node_loop_start(struct hedge_node *n, struct hedge_error *e)
+int node_loop_open(struct hedge_node *n, struct hedge_error *e)
 {
     int rv = make_cores(n, e);
 
@@ -550,11 +550,13 @@ int node_loop_start(struct hedge_node *n, struct hedge_error *e)
     if (rv == 0) {
         rv = pool_new(4, "hedge-dial", &n->dial_pool);
     }
-    if (rv == 0 && pthread_create(&n->loop_thread, NULL, loop_main, n) != 0) {
-        rv = HEDGE_ENOMEM;
-    }
-    if (rv != 0) {
-        return error_set(e, rv, "cannot start the node's threads");
+    return rv == 0 ? 0 : error_set(e, rv, "cannot start the node's threads");
+}
+
+int node_loop_run(struct hedge_node *n, struct hedge_error *e)
+{
+    if (pthread_create(&n->loop_thread, NULL, loop_main, n) != 0) {
+        return error_set(e, HEDGE_ENOMEM, "cannot start the node's threads");
     }
     n->loop_runs = true;
     (void)pthread_setname_np(n->loop_thread, "hedge-loop");

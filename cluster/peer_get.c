@@ -2,6 +2,7 @@
 #include "cluster/peer_internal.h"
 
 #include "cluster/rpc/wire.h"
+#include "store/base/copy.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
 #include "proto/hedge.pb-c.h"
@@ -37,6 +38,13 @@ static void fail_unreachable(struct op *op, const struct peer *p,
     op_settle_later(op, code);
 }
 
+/* It has been asked often enough, by whomever: others need not wait as long to
+ * learn that they had better ask for another copy. */
+static bool is_down(const struct lane *l)
+{
+    return l->failures >= PEER_GET_TRIES;
+}
+
 void get_place(struct op *op)
 {
     struct peer_tier *t = op->tier;
@@ -51,6 +59,10 @@ void get_place(struct op *op)
     }
     if (p->gone) {
         fail_gone(op, p);
+        return;
+    }
+    if (is_down(&p->get) && peer_now_ms() < p->get.backoff_until_ms) {
+        fail_unreachable(op, p, &p->get.why);
         return;
     }
     rv = lane_submit(&p->get, op);
@@ -90,7 +102,15 @@ static int take_block(struct op *op, const struct peer *p, struct rpc_msg *m,
                          "node %s sent %zu bytes for a block of %zu", p->id,
                          has_body ? body_len : 0, req->len);
     }
-    rpc_msg_read(m, req->data, body_len);
+    for (unsigned char *to = req->data; body_len > 0;) {
+        const unsigned char *piece;
+        size_t n = rpc_msg_peek(m, &piece);
+
+        copy_past_cache(to, piece, n);
+        rpc_msg_read(m, NULL, n);
+        to += n;
+        body_len -= n;
+    }
     return 0;
 }
 
@@ -183,7 +203,8 @@ static void again_or_fail(struct lane *l, struct op *op,
         op_settle_later(op, HEDGE_ECANCELED);
     } else if (l->peer->gone) {
         fail_gone(op, l->peer);
-    } else if (op->tries >= PEER_GET_TRIES || age >= PEER_GET_GIVE_UP_MS) {
+    } else if (op->tries >= PEER_GET_TRIES || is_down(l) ||
+               age >= PEER_GET_GIVE_UP_MS) {
         fail_unreachable(op, l->peer, why);
     } else {
         list_push(&l->queue, &op->link);

@@ -32,7 +32,7 @@
 #define PEER_TICK_MS 200
 #define PEER_GET_WINDOW PEER_WINDOW
 #define PEER_GET_STALL_MS 4000
-#define PEER_GET_TRIES 3
+#define PEER_GET_TRIES 5
 /* An unanswered get is not asked again after this long. */
 #define PEER_GET_GIVE_UP_MS 5000
 /* So long a put waits for a peer that may take it once it answers again. */
@@ -128,8 +128,9 @@ struct peer {
     uint64_t incarnation;
     char *target;
     bool listed; /* Among the members now. */
-    bool gone;   /* Another life of the node has begun: all is lost. */
-    bool full;   /* Has refused, and has not shown room since. */
+    bool was_listed;
+    bool gone; /* Another life of the node has begun: all is lost. */
+    bool full; /* Has refused, and has not shown room since. */
     uint64_t mem_free, disk_free;
     uint64_t busy_until_ms; /* Not to be asked to store before. */
     struct refusal refusals[PEER_REFUSALS]; /* By stores' own limits. */
@@ -226,6 +227,8 @@ void lane_answered(struct lane *l, struct op *op);
 void lane_check(struct lane *l, uint64_t now_ms);
 /* The same, unconditionally. */
 void lane_break(struct lane *l, int code, const char *text);
+/* Lock held. The peer is there again: forget past failures. */
+void lane_hope(struct lane *l);
 /* Split a reply; *head is for mem_free(). */
 int lane_split(struct rpc_msg *m, unsigned char **head, size_t *head_len,
                bool *has_body, size_t *body_len, struct hedge_error *e);

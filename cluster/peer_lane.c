@@ -13,7 +13,8 @@
 
 #define CONNECT_MS PEER_STALL_MS
 #define BACKOFF_MS 100
-#define BACKOFF_MAX_MS 500
+#define BACKOFF_MAX_MS 2000
+#define BACKOFF_LOST_MAX_MS 10000
 
 #if defined(HEDGE_TSAN) || defined(__SANITIZE_ADDRESS__)
 #define STACK ((size_t)4 << 20)
@@ -299,9 +300,10 @@ static void session_run(struct lane *l)
 
 static void back_off(struct lane *l)
 {
+    uint64_t max = l->peer->listed ? BACKOFF_MAX_MS : BACKOFF_LOST_MAX_MS;
     uint64_t wait = BACKOFF_MS;
 
-    for (unsigned i = 0; i < l->failures && wait < BACKOFF_MAX_MS; i++) {
+    for (unsigned i = 0; i < l->failures && wait < max; i++) {
         wait *= 2;
     }
     l->failures++;
@@ -320,6 +322,13 @@ static void why_broken(struct lane *l)
                         "another life of the node has begun");
     }
     assert(l->why.code != 0);
+}
+
+void lane_hope(struct lane *l)
+{
+    l->failures = 0;
+    l->backoff_until_ms = 0;
+    pthread_cond_signal(&l->wake);
 }
 
 /* Lock held, let go in between. */

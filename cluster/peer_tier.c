@@ -372,6 +372,13 @@ static struct peer *peer_find(struct peer_tier *t, const struct peer_info *info,
 /* Lock held. */
 static void peer_refresh(struct peer *p, const struct peer_info *info)
 {
+    if (!p->was_listed) {
+        /* It is back: no reason to wait any longer. */
+        p->busy_until_ms = p->care_after_ms = 0;
+        lane_hope(&p->put);
+        lane_hope(&p->get);
+        care_wake(p);
+    }
     p->listed = true;
     p->mem_free = info->mem_free;
     p->disk_free = info->disk_free;
@@ -394,6 +401,7 @@ void peer_tier_update(struct tier *base, const struct peer_info *infos,
 
     pthread_mutex_lock(&t->lock);
     for (uint32_t i = 0; i < t->n_peers; i++) {
+        t->peers[i]->was_listed = t->peers[i]->listed;
         t->peers[i]->listed = false;
     }
     for (size_t i = 0; i < n && !t->closing; i++) {

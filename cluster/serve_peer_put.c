@@ -6,6 +6,7 @@
 
 #include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
+#include "store/base/copy.h"
 #include "store/base/hash.h"
 #include "store/base/mem.h"
 #include "proto/hedge.pb-c.h"
@@ -149,7 +150,8 @@ static int find_room(struct put_stream *s, size_t len, void **block,
     return 0;
 }
 
-/* Copy and check the payload in one go, while it is in the cache. */
+/* Check and copy the payload in one go, while what has arrived is in the cache;
+ * where it goes to, nobody looks at soon. */
 static int take_payload(struct rpc_msg *m, const struct block_header *h,
                         unsigned char *out, struct hedge_error *e)
 {
@@ -158,10 +160,14 @@ static int take_payload(struct rpc_msg *m, const struct block_header *h,
 
     hash_init(&sum);
     while (left > 0) {
-        size_t n = left < HASH_STEP ? left : HASH_STEP;
+        const unsigned char *piece;
+        size_t n = rpc_msg_peek(m, &piece);
 
-        rpc_msg_read(m, out, n);
-        hash_update(&sum, out, n);
+        n = n < left ? n : left;
+        n = n < HASH_STEP ? n : HASH_STEP;
+        hash_update(&sum, piece, n);
+        copy_past_cache(out, piece, n);
+        rpc_msg_read(m, NULL, n);
         out += n;
         left -= n;
     }

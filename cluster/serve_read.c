@@ -273,6 +273,22 @@ static void await_last_credits(struct reading *r)
     }
 }
 
+/* On a node whose memory is full there are blocks for a few readers at a time;
+ * the next one waits a little for one of them to end. */
+static int open_local(struct reading *r, const struct sos_read_options *o,
+                      struct hedge_error *e)
+{
+    uint64_t until = clock_mono_ms() + SERVE_BUSY_MS;
+    int rv = sos_source_open(r->place.local, o, &r->source, e);
+
+    while (rv == HEDGE_EBUSY && clock_mono_ms() < until &&
+           !rpc_stream_is_cancelled(r->stream)) {
+        clock_sleep_ms(SERVE_RETRY_MS);
+        rv = sos_source_open(r->place.local, o, &r->source, e);
+    }
+    return rv;
+}
+
 static int open_source(struct reading *r, const Hedge__V1__ReadOpen *open,
                        struct hedge_error *e)
 {
@@ -285,7 +301,7 @@ static int open_source(struct reading *r, const Hedge__V1__ReadOpen *open,
     }
     r->discard = open->discard;
     if (r->place.local != NULL) {
-        rv = sos_source_open(r->place.local, &o, &r->source, e);
+        rv = open_local(r, &o, e);
         if (rv == 0) {
             sos_source_manual_discard(r->source);
         }

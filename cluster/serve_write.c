@@ -4,6 +4,7 @@
 #include "cluster/rpc/wire.h"
 #include "cluster/store_link.h"
 
+#include "store/base/clock.h"
 #include "store/base/hash.h"
 #include "store/base/mem.h"
 #include "store/writer.h"
@@ -325,6 +326,20 @@ static int open_store(struct hedge_node *n, const Hedge__V1__WriteOpen *open,
                        !open->append, CALL_MS, p, e);
 }
 
+/* As a reader waits for its blocks, so does a writer for its one. */
+static int open_sink(struct writing *w, struct hedge_error *e)
+{
+    uint64_t until = clock_mono_ms() + SERVE_BUSY_MS;
+    int rv = sos_sink_open(w->store, &w->sink, e);
+
+    while (rv == HEDGE_EBUSY && clock_mono_ms() < until &&
+           !rpc_stream_is_cancelled(w->stream)) {
+        clock_sleep_ms(SERVE_RETRY_MS);
+        rv = sos_sink_open(w->store, &w->sink, e);
+    }
+    return rv;
+}
+
 int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e)
 {
     struct writing w = {.node = ctx, .stream = s};
@@ -344,7 +359,7 @@ int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e)
         return send_redirect(s, &p);
     }
     w.store = p.local;
-    rv = sos_sink_open(w.store, &w.sink, e);
+    rv = open_sink(&w, e);
     if (rv == 0) {
         rv = send_opened(&w);
     }

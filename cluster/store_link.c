@@ -180,7 +180,7 @@ static struct buffer *buffer_of(struct remote_sink *s, const void *block)
             return &s->buffers[i];
         }
     }
-    assert(!"a block of this sink");
+    assert(0 && "a block of this sink");
     return NULL;
 }
 

@@ -25,7 +25,6 @@ struct options {
     enum log_level log_level;
     bool log_json;
     bool insecure;
-    bool line_protocol;
     enum options_action action;
     char *texts[32]; /* What `node` points to. */
     unsigned n_texts;

@@ -216,7 +216,9 @@ static uint32_t piece_take(struct arena *a, uint32_t n)
 
 static uint32_t share_of(const struct arena *a, unsigned cls)
 {
-    return a->claims[cls] > a->share[cls] ? a->claims[cls] : a->share[cls];
+    uint32_t n = a->claims[cls] + a->homed[cls];
+
+    return n > a->share[cls] ? n : a->share[cls];
 }
 
 static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
@@ -226,32 +228,12 @@ static uint32_t deficit(const struct arena *a, unsigned cls, uint32_t used)
     return used < share ? share - used : 0;
 }
 
-/* What must stay free for the shares, once `cls` holds one chunk more and
- * `from` one less (ARENA_CLASSES: nobody). Blocks that nobody would take sit
- * in chunks that filling and leaving were promised: these two give way, because
- * while there is no room anywhere they get nowhere, but what arrives and what
- * is read must go on. */
-static uint32_t owed_after(const struct arena *a, unsigned cls, unsigned from)
-{
-    uint32_t owed[ARENA_CLASSES] = {0}, homed = 0, going, rest = 0;
-
-    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
-        owed[k] = deficit(
-            a, k, a->used_chunks[k] - a->homed[k] + (k == cls) - (k == from));
-        homed += a->homed[k];
-        rest += owed[k];
-    }
-    going = owed[ARENA_FILL] + owed[ARENA_OUT];
-    return rest - (homed < going ? homed : going);
-}
-
 /* May `cls` hold one whole chunk more, taken from `from` (ARENA_CLASSES: from
  * the free ones)? What the other classes' shares still lack must stay free. */
 static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
 {
     uint32_t n_free = chunks_free(a);
-    bool own = cls != ARENA_STORED && from == ARENA_CLASSES &&
-               a->used_chunks[cls] - a->homed[cls] < share_of(a, cls);
+    uint32_t owed = 0;
 
     if (from == ARENA_CLASSES) {
         if (n_free == 0) {
@@ -259,8 +241,18 @@ static bool may_hold(const struct arena *a, unsigned cls, unsigned from)
         }
         n_free--;
     }
-    return (own && cls != ARENA_FILL && cls != ARENA_OUT) ||
-           n_free >= owed_after(a, cls, from);
+    if (cls != ARENA_STORED && from == ARENA_CLASSES &&
+        a->used_chunks[cls] < share_of(a, cls)) {
+        return true;
+    }
+    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
+        uint32_t used = a->used_chunks[k];
+
+        used += k == cls;
+        used -= k == from;
+        owed += deficit(a, k, used);
+    }
+    return n_free >= owed;
 }
 
 static void account(struct arena *a, unsigned cls, uint32_t n_units, int sign)
@@ -275,6 +267,17 @@ static void account(struct arena *a, unsigned cls, uint32_t n_units, int sign)
         a->used_chunks[cls] -= whole;
         a->used_bytes[cls] -= n_units * ARENA_UNIT;
     }
+}
+
+/* What every operation leaves behind: each class can have its share. */
+static void assert_shares_hold(const struct arena *a)
+{
+    uint32_t owed = 0;
+
+    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
+        owed += deficit(a, k, a->used_chunks[k]);
+    }
+    assert(chunks_free(a) >= owed);
 }
 
 static void tell_waiters(struct arena *a)
@@ -346,6 +349,7 @@ void *arena_alloc(struct arena *a, enum arena_class cls, size_t size)
 
     pthread_mutex_lock(&a->lock);
     p = alloc_locked(a, cls, size);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return p;
 }
@@ -381,6 +385,7 @@ void *arena_alloc_wait(struct arena *a, enum arena_class cls, size_t size,
     while ((p = alloc_locked(a, cls, size)) == NULL && more) {
         more = wait_freed(a, deadline);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return p;
 }
@@ -391,20 +396,26 @@ bool arena_could(struct arena *a, enum arena_class cls)
 
     pthread_mutex_lock(&a->lock);
     ok = may_hold(a, cls, ARENA_CLASSES);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
 
 bool arena_claim(struct arena *a, enum arena_class cls, unsigned n)
 {
+    uint32_t owed = 0;
     bool ok;
 
     pthread_mutex_lock(&a->lock);
     a->claims[cls] += n;
-    ok = chunks_free(a) >= owed_after(a, ARENA_CLASSES, ARENA_CLASSES);
+    for (unsigned k = ARENA_FILL; k < ARENA_CLASSES; k++) {
+        owed += deficit(a, k, a->used_chunks[k]);
+    }
+    ok = chunks_free(a) >= owed;
     if (!ok) {
         a->claims[cls] -= n;
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -415,6 +426,7 @@ void arena_unclaim(struct arena *a, enum arena_class cls, unsigned n)
     assert(a->claims[cls] >= n);
     a->claims[cls] -= n;
     tell_waiters(a);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -426,16 +438,34 @@ static void unhome(struct arena *a, struct unit *unit)
     }
 }
 
-void arena_home(struct arena *a, void *p)
+bool arena_home(struct arena *a, void *p)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
+    bool claimed = false;
 
     pthread_mutex_lock(&a->lock);
     if (!unit->homed && unit->n_units == a->chunk_units) {
         unit->homed = true;
         a->homed[unit->cls]++;
+        claimed = unit->cls == ARENA_FILL;
+        assert(!claimed || a->claims[ARENA_FILL] > 0);
+        a->claims[ARENA_FILL] -= claimed;
+        tell_waiters(a);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
+    return claimed;
+}
+
+bool arena_passing(struct arena *a, enum arena_class cls)
+{
+    bool passing;
+
+    pthread_mutex_lock(&a->lock);
+    passing = a->used_chunks[cls] > a->homed[cls];
+    assert_shares_hold(a);
+    pthread_mutex_unlock(&a->lock);
+    return passing;
 }
 
 static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
@@ -450,13 +480,12 @@ static void reclass(struct arena *a, struct unit *unit, enum arena_class to)
 static bool move_locked(struct arena *a, void *p, enum arena_class to)
 {
     struct unit *unit = &a->units[unit_of(a, p)];
-    bool homed;
+    bool homed = unit->homed;
 
     assert(atomic_load(&unit->refs) > 0);
     if (unit->cls == to) {
         return true;
     }
-    homed = unit->homed;
     unhome(a, unit);
     if (unit->n_units == a->chunk_units && !may_hold(a, to, unit->cls)) {
         unit->homed = homed;
@@ -473,6 +502,7 @@ bool arena_move(struct arena *a, void *p, enum arena_class to)
 
     pthread_mutex_lock(&a->lock);
     ok = move_locked(a, p, to);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -487,6 +517,7 @@ bool arena_move_wait(struct arena *a, void *p, enum arena_class to,
     while (!(ok = move_locked(a, p, to)) && more) {
         more = wait_freed(a, deadline);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
     return ok;
 }
@@ -508,6 +539,7 @@ void arena_shrink(struct arena *a, void *p, size_t size)
         account(a, unit->cls, n, 1);
         tell_waiters(a);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -543,6 +575,7 @@ void arena_unref(struct arena *a, void *p)
     if (old == 1) {
         pthread_mutex_lock(&a->lock);
         free_locked(a, u);
+        assert_shares_hold(a);
         pthread_mutex_unlock(&a->lock);
     }
 }
@@ -562,6 +595,7 @@ void arena_pass(struct arena *a, void *p, enum arena_class to)
     if (old == 1) {
         free_locked(a, u);
     }
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -579,7 +613,7 @@ void *arena_at(const struct arena *a, uint64_t offset)
 
 void arena_use(struct arena *a, struct arena_use *out)
 {
-    uint32_t owed, n_free;
+    uint32_t owed = 0, n_free;
 
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&a->lock);
@@ -587,14 +621,15 @@ void arena_use(struct arena *a, struct arena_use *out)
     for (unsigned k = 0; k < ARENA_CLASSES; k++) {
         out->by_class[k] = a->used_bytes[k];
         out->reserve += (uint64_t)a->share[k] * a->block_size;
+        owed += deficit(a, k, a->used_chunks[k]);
     }
-    owed = owed_after(a, ARENA_CLASSES, ARENA_CLASSES);
     n_free = chunks_free(a);
     out->stored_free =
         n_free > owed ? (uint64_t)(n_free - owed) * a->block_size : 0;
     out->resident = (uint64_t)a->resident * a->block_size;
     out->huge_pages = a->huge_pages;
     memcpy(out->huge_detail, a->huge_detail, sizeof out->huge_detail);
+    assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
 }
 

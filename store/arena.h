@@ -81,9 +81,12 @@ bool arena_move(struct arena *a, void *p, enum arena_class to);
 bool arena_move_wait(struct arena *a, void *p, enum arena_class to,
                      uint64_t timeout_ms);
 /* The block stays where it is although its class is a passing one, because
- * nothing else will take it. Until it is freed or moved, it takes the place of
- * one that is filled or leaving: reading and arriving keep their shares. */
-void arena_home(struct arena *a, void *p);
+ * nothing else will take it: it uses up the share of its class until it is
+ * freed or moved. An ARENA_FILL block is the one its writer has claimed: the
+ * claim is then gone, and the result is true. */
+bool arena_home(struct arena *a, void *p);
+/* Is there a block of the class that will leave it? */
+bool arena_passing(struct arena *a, enum arena_class cls);
 
 /* Give back all but the first `size` bytes. Only while there is one reference
  * and nobody reads the tail, and only what is ARENA_STORED. */

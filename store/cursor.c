@@ -67,13 +67,16 @@ static bool worth_fetching(const struct catalog_entry *e, uint32_t last_writer)
 }
 
 /* store->lock held. A reader has claimed OWN_BLOCKS: one for the block it is
- * at, which leaves one to fetch ahead when there is no spare memory. */
+ * at, which leaves one to fetch ahead when there is no spare memory. A block
+ * delivered out of turn stays in the ring. */
 static bool may_fetch_own(const struct cursor *c)
 {
     unsigned n = 0;
 
     for (unsigned i = 0; i < SLOTS; i++) {
-        n += c->slots[i].own && &c->slots[i] != c->wanted;
+        const struct fetch *f = &c->slots[i];
+
+        n += f->own && (f != c->wanted || f->entry.ordinal != c->next);
     }
     return n + 1 < OWN_BLOCKS;
 }
@@ -103,32 +106,42 @@ static void read_ahead(struct cursor *c)
     }
 }
 
-/* store->lock held. Spare memory the reader does not need at once. */
-static void give_back_ahead(struct cursor *c)
+/* store->lock held. Spare memory the reader does not need at once; true if
+ * there is more that a tier still writes into. */
+static bool give_back_ahead(struct cursor *c)
 {
+    bool loading = false;
+
     for (unsigned i = 0; i < SLOTS; i++) {
         struct fetch *f = &c->slots[i];
 
-        if (f->used && !f->own && !f->loading && f != c->current &&
-            f != c->wanted) {
+        if (!f->used || f->own || f == c->current || f == c->wanted) {
+            continue;
+        }
+        if (f->loading) {
+            loading = true;
+        } else {
             fetch_close(f);
         }
     }
+    return loading;
 }
 
-void cursors_reclaim(struct sos *s)
+bool cursors_reclaim(struct sos *s)
 {
     struct list *l;
+    bool loading = false;
 
     pthread_mutex_lock(&s->cursors_lock);
     list_foreach (l, &s->cursors) {
         struct cursor *c = container_of(l, struct cursor, link);
 
         pthread_mutex_lock(&c->store->lock);
-        give_back_ahead(c);
+        loading = give_back_ahead(c) || loading;
         pthread_mutex_unlock(&c->store->lock);
     }
     pthread_mutex_unlock(&s->cursors_lock);
+    return loading;
 }
 
 /* store->lock held. The block for `e`: out of the ring, or fetched now. A slot

@@ -4,7 +4,7 @@
 #include "store/base/mem.h"
 #include "store/codec.h"
 
-#include <pthread.h>
+#include <string.h>
 #include <unistd.h>
 
 /* What zstd's level 1 does on one core, until it has been measured here. */
@@ -14,142 +14,125 @@
 #define METER_BYTES ((uint64_t)16 << 20)
 
 struct encoder {
-    struct arena *arena;
-    struct pool *pool;
-    unsigned n_threads;
-    pthread_mutex_t lock;
-    struct codec *codecs[ENCODER_THREADS_MAX + 1]; /* Idle ones. */
-    unsigned n_codecs;
-    struct codec *sampler; /* Under its own lock. */
-    pthread_mutex_t sampler_lock;
-    double rate; /* Of one thread. */
+    struct codec *codec;
+    void *out; /* Room for one block. */
 };
 
-int encoder_new(struct arena *arena, struct encoder **out)
-{
-    struct encoder *e = mem_calloc(1, sizeof *e);
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int rv;
+struct encoders {
+    size_t block_size;
+    pthread_mutex_t lock;
+    pthread_cond_t returned;
+    struct encoder idle[ENCODERS_MAX]; /* A stack of n_idle. */
+    unsigned n, n_idle;
+    double rate; /* Of one thread; 0: not known. */
+};
 
-    *out = NULL;
+int encoders_new(size_t block_size, struct encoders **out)
+{
+    struct encoders *e = mem_calloc(1, sizeof *e);
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+    *out = e;
     if (e == NULL) {
         return HEDGE_ENOMEM;
     }
-    e->arena = arena;
-    e->rate = RATE_GUESS;
-    e->n_threads = cores < 1                     ? 1
-                   : cores > ENCODER_THREADS_MAX ? ENCODER_THREADS_MAX
-                                                 : (unsigned)cores;
+    e->block_size = block_size;
+    e->n = cores < 1              ? 1
+           : cores > ENCODERS_MAX ? ENCODERS_MAX
+                                  : (unsigned)cores;
+    e->n_idle = e->n;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_mutex_init(&e->sampler_lock, NULL);
-    rv = codec_new(&e->sampler);
-    for (; rv == 0 && e->n_codecs < e->n_threads; e->n_codecs++) {
-        rv = codec_new(&e->codecs[e->n_codecs]);
-        if (rv != 0) {
-            break;
-        }
-    }
-    if (rv == 0) {
-        rv = pool_new(e->n_threads, "hedge-codec", &e->pool);
-    }
-    if (rv != 0) {
-        encoder_free(e);
-        return rv;
-    }
-    *out = e;
+    pthread_cond_init(&e->returned, NULL);
     return 0;
 }
 
-void encoder_free(struct encoder *e)
+void encoders_free(struct encoders *e)
 {
     if (e == NULL) {
         return;
     }
-    pool_free(e->pool);
-    while (e->n_codecs > 0) {
-        codec_free(e->codecs[--e->n_codecs]);
+    assert(e->n_idle == e->n);
+    for (unsigned i = 0; i < e->n; i++) {
+        codec_free(e->idle[i].codec);
+        mem_free(e->idle[i].out);
     }
-    codec_free(e->sampler);
+    pthread_cond_destroy(&e->returned);
     pthread_mutex_destroy(&e->lock);
-    pthread_mutex_destroy(&e->sampler_lock);
     mem_free(e);
 }
 
-static struct codec *take_codec(struct encoder *e)
+static struct encoder borrow(struct encoders *e)
 {
-    struct codec *c;
+    struct encoder one;
 
     pthread_mutex_lock(&e->lock);
-    assert(e->n_codecs > 0); /* As many as threads. */
-    c = e->codecs[--e->n_codecs];
-    pthread_mutex_unlock(&e->lock);
-    return c;
-}
-
-static void give_codec(struct encoder *e, struct codec *c, size_t bytes,
-                       uint64_t ns)
-{
-    double rate = (double)bytes * 1e9 / (double)(ns + 1);
-
-    pthread_mutex_lock(&e->lock);
-    e->codecs[e->n_codecs++] = c;
-    if (bytes > 0) {
-        e->rate += (rate - e->rate) / 8;
+    while (e->n_idle == 0) {
+        pthread_cond_wait(&e->returned, &e->lock);
     }
+    one = e->idle[--e->n_idle];
+    pthread_mutex_unlock(&e->lock);
+    if (one.codec == NULL) {
+        (void)codec_new(&one.codec);
+    }
+    if (one.out == NULL) {
+        one.out = mem_alloc(e->block_size);
+    }
+    return one;
+}
+
+/* `rate` 0: nothing was measured. */
+static void give_back(struct encoders *e, struct encoder one, double rate)
+{
+    pthread_mutex_lock(&e->lock);
+    e->idle[e->n_idle++] = one;
+    if (rate > 0) {
+        e->rate = e->rate == 0 ? rate : e->rate + (rate - e->rate) / 8;
+    }
+    pthread_cond_signal(&e->returned);
     pthread_mutex_unlock(&e->lock);
 }
 
-static void run_encode(struct work *work)
+bool encoders_run(struct encoders *e, int level, void *block,
+                  struct block_header *h)
 {
-    struct encode_req *r = container_of(work, struct encode_req, work);
-    struct encoder *e = r->encoder;
-    size_t len = BLOCK_HEADER_SIZE + (size_t)r->header.raw_len;
-    void *out = arena_alloc(e->arena, ARENA_AHEAD, len);
-    struct codec *c = take_codec(e);
+    struct encoder one = borrow(e);
     uint64_t start = clock_mono_ns();
-    size_t done = 0;
-    int rv = 0;
+    size_t raw_len = h->raw_len;
+    bool smaller = false;
+    double rate = 0;
 
-    r->encoded = NULL;
-    if (out != NULL) {
-        rv = codec_encode(c, r->level != 0 ? r->level : ENCODE_LEVEL_DEFAULT,
-                          r->block, &r->header, out);
-        done = rv == 1 ? r->header.raw_len : 0;
+    assert(h->codec == BLOCK_RAW &&
+           BLOCK_HEADER_SIZE + raw_len <= e->block_size);
+    if (one.codec != NULL && one.out != NULL) {
+        smaller =
+            codec_encode(one.codec, level != 0 ? level : ENCODE_LEVEL_DEFAULT,
+                         block, h, one.out) == 1;
     }
-    if (rv == 1) {
-        r->encoded = out;
-    } else if (out != NULL) {
-        arena_unref(e->arena, out);
+    if (smaller) {
+        rate = (double)raw_len * 1e9 / (double)(clock_mono_ns() - start + 1);
+        memcpy(block, one.out, BLOCK_HEADER_SIZE + (size_t)h->stored_len);
     }
-    give_codec(e, c, done, clock_mono_ns() - start);
-    r->cb(r);
+    give_back(e, one, rate);
+    return smaller;
 }
 
-void encoder_submit(struct encoder *e, struct encode_req *req)
-{
-    int rv;
-
-    req->encoder = e;
-    rv = pool_submit(e->pool, &req->work, run_encode);
-    assert(rv == 0); /* Nobody submits to an encoder that is being freed. */
-    (void)rv;
-}
-
-bool encoder_pays(struct encoder *e, const void *payload, size_t len,
+bool encoders_pay(struct encoders *e, const void *payload, size_t len,
                   double tier_rate)
 {
+    struct encoder one;
     double rate;
     bool shrinks;
 
     pthread_mutex_lock(&e->lock);
-    rate = e->rate * e->n_threads;
+    rate = e->rate == 0 ? RATE_GUESS : e->rate;
     pthread_mutex_unlock(&e->lock);
-    if (tier_rate <= 0 || tier_rate > rate * MARGIN) {
+    if (tier_rate <= 0 || tier_rate >= rate * MARGIN) {
         return false;
     }
-    pthread_mutex_lock(&e->sampler_lock);
-    shrinks = codec_sample_shrinks(e->sampler, payload, len);
-    pthread_mutex_unlock(&e->sampler_lock);
+    one = borrow(e);
+    shrinks =
+        one.codec != NULL && codec_sample_shrinks(one.codec, payload, len);
+    give_back(e, one, 0);
     return shrinks;
 }
 

@@ -9,6 +9,7 @@
 #include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -133,16 +134,37 @@ static int check_incarnation(struct sos *s, const struct sos_owner *owner,
     return 0;
 }
 
-static int refuse(struct sos *s, const struct tier_store *store,
-                  struct hedge_error *e)
+char *room_text(struct sos *s, char out[ROOM_TEXT])
 {
-    return error_set(e, HEDGE_EREFUSED,
-                     "%s has no room to lend for store \"%.64s\": memory %llu "
-                     "of %llu lent, disk %llu of %llu lent",
-                     s->node, store->name, (unsigned long long)s->mem_lent,
-                     (unsigned long long)s->lend_mem,
-                     (unsigned long long)s->disk_lent,
-                     (unsigned long long)s->lend_disk);
+    char text[4][UNITS_SIZE_TEXT];
+    struct arena_use mem;
+    struct tier_use disk = {0};
+
+    arena_use(s->arena, &mem);
+    if (s->disk != NULL) {
+        tier_use(s->disk, &disk);
+    }
+    (void)snprintf(out, ROOM_TEXT, "memory %s of %s, disk %s of %s in use",
+                   units_format_size(mem.by_class[ARENA_STORED], text[0]),
+                   units_format_size(mem.limit - mem.reserve, text[1]),
+                   units_format_size(disk.used, text[2]),
+                   units_format_size(disk.limit, text[3]));
+    return out;
+}
+
+/* lend_lock held. What a node that is out of room says of itself; who asks
+ * puts its name before it. */
+static int refuse(struct sos *s, int code, struct hedge_error *e)
+{
+    char mem[UNITS_SIZE_TEXT], disk[UNITS_SIZE_TEXT], room[ROOM_TEXT];
+
+    (void)room_text(s, room);
+    if (s->lend_mem == SOS_UNLIMITED && s->lend_disk == SOS_UNLIMITED) {
+        return error_set(e, code, "%s", room);
+    }
+    return error_set(e, code, "%s (%s and %s of it lent)", room,
+                     units_format_size(s->mem_lent, mem),
+                     units_format_size(s->disk_lent, disk));
 }
 
 static bool take_memory(struct sos *s, struct part *p, uint64_t limit,
@@ -217,7 +239,9 @@ static void on_lent_to_disk(struct tier_req *tier_req)
 
     pthread_mutex_lock(&s->lend_lock);
     req->status = tier_req->status;
-    if (req->status != 0) {
+    if (req->status == HEDGE_ENOSPC) {
+        (void)refuse(s, req->status, &req->error);
+    } else if (req->status != 0) {
         req->error = tier_req->error;
     } else if (p->dead) {
         req->status = error_set(&req->error, HEDGE_EREFUSED,
@@ -242,7 +266,6 @@ static void on_lent_to_disk(struct tier_req *tier_req)
 }
 
 static int store_on_disk(struct sos *s, struct part *p, uint64_t limit,
-                         const struct tier_store *store,
                          struct sos_lend_req *req)
 {
     size_t len = BLOCK_HEADER_SIZE + (size_t)req->header.stored_len;
@@ -250,12 +273,12 @@ static int store_on_disk(struct sos *s, struct part *p, uint64_t limit,
     int rv;
 
     if (s->disk == NULL) {
-        return refuse(s, store, &req->error);
+        return refuse(s, HEDGE_EREFUSED, &req->error);
     }
     padded = disk_padded(s->disk, len);
     if (s->disk_lent + padded > s->lend_disk ||
         (limit != 0 && p->disk_used + padded > limit)) {
-        return refuse(s, store, &req->error);
+        return refuse(s, HEDGE_EREFUSED, &req->error);
     }
     memset(&req->req, 0, sizeof req->req);
     req->req.id = req->header.id;
@@ -273,8 +296,9 @@ static int store_on_disk(struct sos *s, struct part *p, uint64_t limit,
         s->disk_lent -= padded;
         p->disk_used -= padded;
         p->inflight--;
-        (void)error_set(&req->error, rv, "disk of %s: %s", s->node,
-                        hedge_strerror(rv));
+        (void)(rv == HEDGE_ENOSPC ? refuse(s, rv, &req->error)
+                                  : error_set(&req->error, rv, "disk of %s: %s",
+                                              s->node, hedge_strerror(rv)));
     }
     return rv;
 }
@@ -303,7 +327,7 @@ int sos_lend_put(struct sos *s, const struct sos_owner *owner,
         in_memory = true;
         rv = store_in_memory(s, p, req);
     } else if (rv == 0) {
-        rv = store_on_disk(s, p, store->disk_limit, store, req);
+        rv = store_on_disk(s, p, store->disk_limit, req);
         on_disk = rv == 0;
     }
     pthread_mutex_unlock(&s->lend_lock);

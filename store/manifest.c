@@ -23,13 +23,12 @@ void tally_init(struct tally *t)
     t->open_sequence = TALLY_NONE;
 }
 
-/* Bytes in this block of the record that goes on in the next one. */
-static uint64_t unfinished_bytes(const struct block_header *h, const void *raw)
+uint64_t tally_unfinished(const struct block_header *h, const void *raw)
 {
     const unsigned char *p = raw;
     uint64_t at = h->first;
 
-    if (p == NULL) {
+    if ((h->flags & BLOCK_CONTINUES) == 0 || h->first == BLOCK_FIRST_NONE) {
         return 0;
     }
     for (uint32_t i = 0; i + 1 < h->records && at + 4 <= h->raw_len; i++) {
@@ -59,8 +58,8 @@ static int check_follows(const struct tally *t, const struct block_header *h,
     return 0;
 }
 
-int tally_add(struct tally *t, const struct block_header *h, const void *raw,
-              struct hedge_error *e)
+int tally_add(struct tally *t, const struct block_header *h,
+              uint64_t unfinished, struct hedge_error *e)
 {
     bool continues = (h->flags & BLOCK_CONTINUES) != 0;
     int rv = check_follows(t, h, e);
@@ -79,7 +78,7 @@ int tally_add(struct tally *t, const struct block_header *h, const void *raw,
         t->open_sequence = h->id.sequence;
         t->whole = t->all;
         t->whole.records--;
-        t->whole.bytes -= unfinished_bytes(h, raw);
+        t->whole.bytes -= unfinished;
     }
     return 0;
 }

@@ -31,12 +31,12 @@ struct tally {
 
 void tally_init(struct tally *t);
 
-/* Add the writer's next block. `raw` is the payload when the block is not
- * compressed; it is looked at only where a record continues into the next
- * block. NULL: the unfinished record's bytes are then counted whole, which
- * only matters if it is never finished. */
-int tally_add(struct tally *t, const struct block_header *h, const void *raw,
-              struct hedge_error *e);
+/* The bytes in a block's raw payload of the record that goes on in the next
+ * one; 0 when none does. */
+uint64_t tally_unfinished(const struct block_header *h, const void *raw);
+/* Add the writer's next block, of which `unfinished` bytes do not count yet. */
+int tally_add(struct tally *t, const struct block_header *h,
+              uint64_t unfinished, struct hedge_error *e);
 
 /* What counts once the writer has ended: an unfinished record does not. */
 struct manifest tally_result(const struct tally *t);

@@ -29,6 +29,8 @@ void reader_release(struct reader *r)
     r->codec = NULL;
     mem_free(r->decoded);
     r->decoded = NULL;
+    mem_free(r->due);
+    r->due = NULL;
 }
 
 /* Say which block of which store, and where it was. */
@@ -80,17 +82,41 @@ static int unpack(struct reader *r)
     return rv == 0 ? 0 : name_block(r, rv);
 }
 
+/* The writer's blocks must come in their sequence, whoever sends them. */
+static int check_due(struct reader *r, const struct block_header *h)
+{
+    uint32_t writer = h->id.writer;
+
+    if (writer >= r->n_due) {
+        uint32_t n = writer < 8 ? 8 : writer + writer / 2;
+        uint64_t *more = mem_realloc(r->due, n * sizeof *more);
+
+        if (more == NULL) {
+            return error_set(&r->error, HEDGE_ENOMEM, "no memory to read");
+        }
+        memset(more + r->n_due, 0, (n - r->n_due) * sizeof *more);
+        r->due = more;
+        r->n_due = n;
+    }
+    if (h->id.sequence != r->due[writer]) {
+        return broken(r, "it is not the writer's next block");
+    }
+    r->due[writer]++;
+    return 0;
+}
+
 /* Each block counts once: where its records are delivered, or, if none starts
  * in it, where it continues one. */
-static void count_block(struct reader *r)
+static int count_block(struct reader *r)
 {
     const struct block_header *h = &r->seg.header;
     bool middle = h->first == BLOCK_FIRST_NONE;
 
-    if (middle ? r->seg.continues : r->seg.start < r->seg.stop) {
-        block_digest_add(&r->seen.digest, h->id.writer, h->id.sequence,
-                         h->raw_sum);
+    if (!middle && r->seg.start >= r->seg.stop) {
+        return 0;
     }
+    block_digest_add(&r->seen.digest, h->id.writer, h->id.sequence, h->raw_sum);
+    return check_due(r, h);
 }
 
 static int at_end(struct reader *r)
@@ -125,14 +151,12 @@ static int next_segment(struct reader *r, uint64_t timeout_ms)
         rv = at_end(r);
     } else if (rv == 0) {
         rv = unpack(r);
-        if (rv == 0) {
-            count_block(r);
-            r->at = r->seg.start;
-            r->continuing = r->seg.continues;
-            if (r->continuing != r->in_record) {
-                rv = broken(r, "it does not continue the record before it");
-            }
+        if (rv == 0 && r->seg.continues != r->in_record) {
+            rv = broken(r, "it does not continue the record before it");
         }
+        rv = rv != 0 ? rv : count_block(r);
+        r->at = r->seg.start;
+        r->continuing = r->seg.continues;
     }
     if (rv != 0 && rv != HEDGE_ETIMEDOUT) {
         r->status = rv;
@@ -174,6 +198,10 @@ static int deliver_record(struct reader *r, struct piece *out)
     uint64_t body, len, there;
 
     if (r->at >= r->seg.stop) {
+        if ((r->seg.header.flags & BLOCK_CONTINUES) != 0 && !r->in_record &&
+            r->seg.start < r->seg.stop && !r->seg.last_incomplete) {
+            return r->status = broken(r, "no record of it continues");
+        }
         return HEDGE_EAGAIN;
     }
     body = r->at + BLOCK_FRAME_SIZE;

@@ -31,6 +31,8 @@ struct reader {
     bool in_record;  /* A FIRST piece was delivered, LAST was not. */
     uint64_t owed;   /* Bytes of that record still to come. */
     struct manifest seen;
+    uint64_t *due; /* By writer: the sequence of its next block. */
+    uint32_t n_due;
     int status;
     struct hedge_error error;
 };

@@ -145,14 +145,18 @@ void store_discard(struct sos_store *store, const struct block_id *id,
     struct catalog_entry e, none;
     struct fetch *reading;
     bool owned;
+    int rv;
 
     if (catalog_get(s->catalog, id, &e) != 0) {
         return; /* Another reader was faster. */
     }
     none = e;
     none.n_copies = 0;
-    (void)(keep_number ? catalog_put(s->catalog, &none)
-                       : catalog_remove(s->catalog, id));
+    rv = keep_number ? catalog_put(s->catalog, &none)
+                     : catalog_remove(s->catalog, id);
+    if (rv != 0) {
+        return; /* What the catalog knows must be there: later, with all. */
+    }
     store->n_discarded += !keep_number;
     owned = passages_owns(s, id);
     reading = fetch_of(store, id);
@@ -446,7 +450,8 @@ static int open_parts(struct sos *s, const struct sos_options *o,
     int rv;
 
     s->node = mem_strdup(o->node);
-    if (s->node == NULL || passages_new(s, &s->passages) != 0) {
+    if (s->node == NULL || passages_new(s, &s->passages) != 0 ||
+        encoders_new(o->block_size, &s->encoders) != 0) {
         return error_set(e, HEDGE_ENOMEM, "no memory for the store");
     }
     rv = arena_new(&a, &s->arena, e);
@@ -485,6 +490,7 @@ int sos_new(const struct sos_options *o, struct sos **out,
     pthread_mutex_init(&s->cursors_lock, NULL);
     init_cond(&s->wake);
     lend_init(s);
+    meter_init(&s->leaving);
     rv = open_parts(s, o, e);
     if (rv == 0 && repair_new(s, &s->repair) != 0) {
         rv = error_set(e, HEDGE_ENOMEM, "cannot start the store's threads");
@@ -530,6 +536,8 @@ void sos_free(struct sos *s)
     tier_free(s->remote);
     tier_free(s->disk);
     passages_free(s->passages);
+    encoders_free(s->encoders);
+    meter_release(&s->leaving);
     catalog_free(s->catalog);
     arena_free(s->arena);
     list_foreach_safe (l, tmp, &s->tombstones) {

@@ -7,6 +7,7 @@
 #ifndef STORE_SOS_INTERNAL_H
 #define STORE_SOS_INTERNAL_H
 
+#include "store/encode.h"
 #include "store/sos.h"
 
 #include <pthread.h>
@@ -85,8 +86,10 @@ struct sos {
      * room back, so a block without a place waits for it. */
     atomic_uint n_burying;
 
-    struct passages *passages; /* place.c */
-    struct repair *repair;     /* repair.c */
+    struct passages *passages; /* passage.c */
+    struct encoders *encoders;
+    struct meter leaving;  /* How fast blocks leave the memory here. */
+    struct repair *repair; /* repair.c */
 
     pthread_mutex_t cursors_lock; /* cursor.c */
     struct list cursors;
@@ -117,8 +120,9 @@ void store_discard(struct sos_store *store, const struct block_id *id,
                    bool keep_number);
 
 /* cursor.c. Without locks: readers give back what they have only fetched
- * ahead, because a writer finds no room. */
-void cursors_reclaim(struct sos *s);
+ * ahead, because a writer finds no room. True: some is still being read and
+ * may be had a moment later. */
+bool cursors_reclaim(struct sos *s);
 
 /* A read under way, so that nobody discards what is being read. */
 struct fetch {
@@ -149,7 +153,7 @@ void fetch_close(struct fetch *f);
 /* For people: where the copy being read lies. */
 void fetch_where(const struct fetch *f, const char **node, const char **kind);
 
-/* place.c */
+/* passage.c */
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
 void passages_free(struct passages *p);
@@ -166,6 +170,10 @@ int repair_new(struct sos *s, struct repair **out);
 void repair_free(struct repair *r);
 
 /* lend.c */
+/* "memory 6.0 MiB of 6.0 MiB, disk 8.0 MiB of 8.0 MiB in use". Takes no lock of
+ * the sos. */
+#define ROOM_TEXT 160
+char *room_text(struct sos *s, char out[ROOM_TEXT]);
 void lend_init(struct sos *s);
 void lend_release(struct sos *s);
 void lend_expire(struct sos *s, uint64_t now_ms);

@@ -65,7 +65,7 @@ static int seal(struct writer *w, bool continues)
     hash_update(&w->sum, w->payload + w->hashed, w->at - w->hashed);
     h.raw_sum = h.stored_sum = hash_final(&w->sum);
     block_header_encode(&h, block);
-    rv = tally_add(&w->tally, &h, w->payload, &w->error);
+    rv = tally_add(&w->tally, &h, tally_unfinished(&h, w->payload), &w->error);
     assert(rv == 0);
     w->payload = NULL;
     w->sequence++;

@@ -15,7 +15,8 @@
 /* Who speaks in error lines: the program, then program and command. */
 static char who[WHO_MAX];
 
-static void complain(const char *fmt, va_list ap)
+__attribute__((format(printf, 1, 0))) static void complain(const char *fmt,
+                                                           va_list ap)
 {
     (void)fflush(stdout);
     (void)fprintf(stderr, "%s: ", who);

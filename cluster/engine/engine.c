@@ -36,33 +36,53 @@ static int check_group(const char *group, struct hedge_error *e)
     return 0;
 }
 
+static int find_scheme(const char *url, const struct scheme **out,
+                       struct hedge_error *e)
+{
+    const struct scheme *s = NULL;
+
+    for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
+        if (strncmp(url, schemes[i].prefix, strlen(schemes[i].prefix)) == 0) {
+            s = &schemes[i];
+        }
+    }
+    *out = s;
+    if (s == NULL || url[strlen(s->prefix)] == '\0') {
+        return error_set(
+            e, HEDGE_EINVAL,
+            "'%s' is not an engine: lmdb:DIR, etcd://HOST:PORT/PREFIX", url);
+    }
+    if (s->open == NULL) {
+        return error_set(e, HEDGE_ENOTSUP,
+                         "the engine %s is not built into this version; "
+                         "lmdb:DIR is",
+                         url);
+    }
+    return 0;
+}
+
+int engine_check(const char *url, const char *group, struct hedge_error *e)
+{
+    const struct scheme *s;
+
+    assert(url != NULL && group != NULL);
+    error_clear(e);
+    return check_group(group, e) != 0 ? HEDGE_EINVAL : find_scheme(url, &s, e);
+}
+
 int engine_open(const char *url, const char *group, struct engine *out,
                 struct hedge_error *e)
 {
-    assert(url != NULL && group != NULL && out != NULL);
-    memset(out, 0, sizeof *out);
-    error_clear(e);
-    if (check_group(group, e) != 0) {
-        return HEDGE_EINVAL;
-    }
-    for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
-        const struct scheme *s = &schemes[i];
-        size_t len = strlen(s->prefix);
+    const struct scheme *s;
+    int rv;
 
-        if (strncmp(url, s->prefix, len) != 0) {
-            continue;
-        }
-        if (s->open == NULL) {
-            return error_set(e, HEDGE_ENOTSUP,
-                             "the engine %s is not built into this version; "
-                             "lmdb:DIR is",
-                             url);
-        }
-        return s->open(url + len, group, out, e);
+    assert(out != NULL);
+    memset(out, 0, sizeof *out);
+    rv = engine_check(url, group, e);
+    if (rv == 0) {
+        rv = find_scheme(url, &s, e);
     }
-    return error_set(e, HEDGE_EINVAL,
-                     "'%s' is not an engine: lmdb:DIR, etcd://HOST:PORT/PREFIX",
-                     url);
+    return rv == 0 ? s->open(url + strlen(s->prefix), group, out, e) : rv;
 }
 
 void engine_close(struct engine *g)

@@ -83,6 +83,8 @@ struct engine {
     void *ctx;
 };
 
+/* Is there such an engine? Opens nothing. */
+int engine_check(const char *url, const char *group, struct hedge_error *e);
 /* Open the engine of `url` ("lmdb:DIR") for one group. A scheme that is not
  * built in is HEDGE_ENOTSUP, anything else HEDGE_EINVAL. */
 int engine_open(const char *url, const char *group, struct engine *out,

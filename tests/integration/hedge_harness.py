@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -51,6 +52,7 @@ LOG_TAIL = 60
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _live = set()  # Every process started and not yet reaped.
+_shared = set()  # Those of them that outlive one test.
 _stubs = None
 
 
@@ -58,14 +60,14 @@ class Timeout(AssertionError):
     """A wait took too long, or a whole test did."""
 
 
-def _kill_all(*_):
-    for process in list(_live):
+def _kill_all(but=()):
+    for process in list(_live.difference(but)):
         try:
             process.kill()
             process.wait(10)
         except (OSError, subprocess.TimeoutExpired):
             pass
-    _live.clear()
+        _live.discard(process)
 
 
 def _on_term(*_):
@@ -164,6 +166,67 @@ def resident(pid):
     return total
 
 
+def vm_rss(pid):
+    """All resident memory, mapped files included, in bytes."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as f:
+        for line in f:
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * KIB
+    return 0
+
+
+def cpu_seconds(pid):
+    """Time on a processor, user and system."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Sampler:
+    """Peaks of figures while a block runs:
+
+        with Sampler(lambda: [n.resident() for n in nodes]) as peak: ...
+        peak.values
+    """
+
+    def __init__(self, figures, interval=0.05):
+        self.figures, self.interval = figures, interval
+        self.values = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while True:
+            try:
+                now = self.figures()
+            except OSError:  # A process has gone.
+                now = None
+            if now is not None:
+                self.values = (now if self.values is None
+                               else [max(p) for p in zip(self.values, now)])
+            if self._end.wait(self.interval):
+                return
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+
+def random_bytes(n, seed=1):
+    """The same bytes for the same seed; nothing compresses them."""
+    return random.Random(seed).randbytes(n)
+
+
+def report(name, **figures):
+    """A measured figure, for the log of the run."""
+    text = " ".join(f"{k}={v}" for k, v in figures.items())
+    print(f"\n  figure {name}: {text}", file=sys.stderr)
+
+
 class Result:
     """How a program ended."""
 
@@ -191,20 +254,50 @@ class Result:
         return objects[0]
 
     def __str__(self):
-        return (f"{' '.join(self.argv)}\nstatus {self.status}\n"
+        return (f"{' '.join(str(a) for a in self.argv)}\nstatus {self.status}\n"
                 f"stdout: {self.stdout[:2000]!r}\n"
                 f"stderr: {self.stderr[:2000]!r}")
 
 
-def hedgectl(*args, node=None, json_output=False, data=None, timeout=60,
-             env=None):
-    """Run hedgectl to its end. `data` is its standard input, bytes."""
+def hedgectl_start(*args, node=None, env=None, **kwargs):
+    """hedgectl as a process that goes on, with pipes. End it with
+    finish(process)."""
+    environment = {k: v for k, v in os.environ.items() if k != "HEDGE_NODE"}
+    environment.update(env or {})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE,
+             "stderr": subprocess.PIPE, **kwargs}
+    return spawn(_ctl_argv(args, node), env=environment, **pipes)
+
+
+def finish(process, data=None, timeout=60):
+    """The Result of a hedgectl_start()."""
+    try:
+        out, err = process.communicate(data, timeout)
+    except subprocess.TimeoutExpired as e:
+        process.kill()
+        out, err = process.communicate()
+        raise Timeout(f"{' '.join(process.args)} ran for more than {timeout} "
+                      f"s; stderr: {(err or b'')[:2000]!r}") from e
+    finally:
+        if process.poll() is not None:
+            _live.discard(process)
+    argv = process.args[process.args.index(HEDGECTL):]
+    return Result(argv, process.returncode, out or b"", err or b"", 0)
+
+
+def _ctl_argv(args, node, json_output=False):
     argv = [HEDGECTL]
     if node is not None:
         argv += ["-n", node if isinstance(node, str) else node.id]
     if json_output:
         argv += ["-o", "json"]
-    argv += [str(a) for a in args]
+    return argv + [a if isinstance(a, bytes) else str(a) for a in args]
+
+
+def hedgectl(*args, node=None, json_output=False, data=None, timeout=60,
+             env=None):
+    """Run hedgectl to its end. `data` is its standard input, bytes."""
+    argv = _ctl_argv(args, node, json_output)
     environment = {k: v for k, v in os.environ.items() if k != "HEDGE_NODE"}
     environment.update(env or {})
     start = time.monotonic()
@@ -464,9 +557,10 @@ class HedgeTest(unittest.TestCase):
                    for n in self.nodes
                    if n.expected_to_run and not n.is_running()]
         for node in self.nodes:
-            node.kill()
-            node.close_channel()
-        _kill_all()
+            if node.process not in _shared:
+                node.kill()
+                node.close_channel()
+        _kill_all(but=_shared)
         if crashed or self._has_failed():
             for node in self.nodes:
                 if os.path.exists(node.log):
@@ -501,13 +595,58 @@ class DaemonTest(HedgeTest):
     def cluster(self, n=3, **options):
         """n nodes that all know each other."""
         nodes = [self.node(start=False, **options) for _ in range(n)]
+        return start_cluster(nodes)
+
+    def used(self, nodes=None):
+        """Bytes of blocks that nodes hold, for themselves and for others."""
+        total = 0
+        for node in nodes or self.nodes:
+            me = getattr(node.status(), "self")
+            total += me.mem_used + me.disk_used
+        return total
+
+    def wait_unused(self, nodes=None, timeout=30):
+        wait_until("every block to be freed",
+                   lambda: self.used(nodes) == 0, timeout)
+
+
+def start_cluster(nodes):
+    for node in nodes:
+        node.start(wait=False)
+    for node in nodes:
+        node.wait_ready()
+    cluster = Cluster(nodes)
+    cluster.wait_members(len(nodes))
+    return cluster
+
+
+class SharedTest(DaemonTest):
+    """Tests of a class that share one cluster, self.shared, and clean up what
+    they make in it. `size` nodes with `options`."""
+
+    size = 1
+    options = {}
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.shared_dir = tempfile.mkdtemp(prefix="hedge-test-")
+        cls.addClassCleanup(shutil.rmtree, cls.shared_dir, ignore_errors=True)
+        nodes = [Node(cls.shared_dir, **cls.options) for _ in range(cls.size)]
+        cls.addClassCleanup(cls._end_shared, nodes)
+        cls.shared = start_cluster(nodes)
+        _shared.update(n.process for n in nodes)
+
+    @classmethod
+    def _end_shared(cls, nodes):
         for node in nodes:
-            node.start(wait=False)
-        for node in nodes:
-            node.wait_ready()
-        cluster = Cluster(nodes)
-        cluster.wait_members(n)
-        return cluster
+            _shared.discard(node.process)
+            node.kill()
+
+    def setUp(self):
+        super().setUp()
+        self.nodes = list(self.shared.nodes)
+        self.first = self.nodes[0]
 
 
 main = unittest.main

@@ -45,7 +45,7 @@ static int put_block(struct sink *s, void *block, const struct block_header *h,
         mem_free(block);
         return error_set(e, HEDGE_EFULL, "no room for the test");
     }
-    rv = tally_add(&b->tally, h, block_payload(block), e);
+    rv = tally_add(&b->tally, h, tally_unfinished(h, block_payload(block)), e);
     assert_int_equal(rv, 0);
     assert_true(b->n < BLOCKS_MAX);
     b->block[b->n++] = block;

@@ -5,10 +5,11 @@
 #include "store/base/log.h"
 #include "tests/lib/rpc_service.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 const struct tier_store peer_test_store = {.name = "test"};
@@ -162,6 +163,8 @@ void far_node_role(int argc, char **argv)
     if (argc != 3 || strcmp(argv[1], FAR_ROLE) != 0) {
         return;
     }
+    /* A stopped one does not outlive a test that was killed. */
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     log_set_level(LOG_ERROR);
     rpc_process_setup();
     peer_node_start(&n, "far", 1, (struct sos_options){.mem_limit = 0});
@@ -216,8 +219,9 @@ void peer_test_tell(struct tier *t, struct peer_node *const *nodes, size_t n)
 struct tier *peer_test_tier(size_t block_size, struct peer_node *const *nodes,
                             size_t n)
 {
+    static uint64_t lives = 7;
     struct peer_tier_options o = {.self_id = "self",
-                                  .incarnation = 7,
+                                  .incarnation = lives++,
                                   .block_size = block_size,
                                   .block_lease_ms = PEER_TEST_LEASE_MS};
     struct tier *t;

@@ -62,7 +62,8 @@ struct peer_info far_node_info(const struct far_node *n);
 /* In main(): be such a node, if this process is one, else return. */
 void far_node_role(int argc, char **argv);
 
-/* A tier of a node "self" that knows these nodes. */
+/* A tier of a node "self", a new life of it each time, that knows these
+ * nodes. */
 struct tier *peer_test_tier(size_t block_size, struct peer_node *const *nodes,
                             size_t n);
 void peer_test_tell(struct tier *t, struct peer_node *const *nodes, size_t n);

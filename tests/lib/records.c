@@ -1,9 +1,22 @@
 #include "tests/lib/records.h"
 
 #include "store/base/bytes.h"
-#include "tests/lib/check.h"
 
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+__attribute__((format(printf, 1, 2))) static void wrong(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    (void)vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    (void)fputc('\n', stderr);
+    abort();
+}
 
 uint64_t random_next(uint64_t *state)
 {
@@ -100,7 +113,7 @@ static void begin_record(struct record_check *c, const struct piece *p)
         }
     }
     if (c->writer >= RECORD_WRITERS) {
-        fail_msg("a record of writer %u, who does not exist", c->writer);
+        wrong("a record of writer %u, who does not exist", c->writer);
     }
 }
 
@@ -110,8 +123,8 @@ void record_check_piece(struct record_check *c, const struct piece *p)
     uint64_t index;
 
     if (p->first != !c->inside) {
-        fail_msg("record %lu: a piece comes out of order",
-                 (unsigned long)c->records);
+        wrong("record %lu: a piece comes out of order",
+              (unsigned long)c->records);
     }
     if (p->first) {
         begin_record(c, p);
@@ -122,8 +135,8 @@ void record_check_piece(struct record_check *c, const struct piece *p)
 
         record_fill(c->shape, c->writer, index, c->at, want, n);
         if (memcmp((const char *)p->data + i, want, n) != 0) {
-            fail_msg("record %lu of writer %u has other bytes from %zu on",
-                     (unsigned long)index, c->writer, c->at);
+            wrong("record %lu of writer %u has other bytes from %zu on",
+                  (unsigned long)index, c->writer, c->at);
         }
         c->at += n;
         i += n;
@@ -132,8 +145,8 @@ void record_check_piece(struct record_check *c, const struct piece *p)
         size_t len = record_len(c->shape, c->writer, index);
 
         if (c->at != len) {
-            fail_msg("record %lu of writer %u has %zu bytes, not %zu",
-                     (unsigned long)index, c->writer, c->at, len);
+            wrong("record %lu of writer %u has %zu bytes, not %zu",
+                  (unsigned long)index, c->writer, c->at, len);
         }
         c->next[c->writer]++;
         c->records++;

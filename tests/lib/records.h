@@ -7,7 +7,8 @@
  *
  * Ownership: a struct record_check is a value; release frees its tables.
  * Threads:   one thread at a time for one struct.
- * Errors:    a mismatch fails the test with a message (fail_msg).
+ * Errors:    a mismatch ends the program with a message: checks run on any
+ *            thread.
  * Units:     bytes.
  * Limits:    RECORD_WRITERS writers in one stream. */
 #ifndef TESTS_LIB_RECORDS_H

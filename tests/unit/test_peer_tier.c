@@ -1,8 +1,11 @@
 /* The peer tier against real peers in this process. */
 #include "tests/lib/peer_node.h"
 
+#include "cluster/peer_internal.h"
+#include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
-#include "store/base/log.h"
+#include "store/base/mem.h"
+#include "proto/hedge.pb-c.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -427,6 +430,115 @@ static void peer_does_not_read(void **state)
     stalled(put_deaf, 1);
 }
 
+/* --- memory that is still being sent
+ * ------------------------------------------ */
+
+#define LARGE ((size_t)4 << 20)
+
+struct early {
+    atomic_int upto;  /* Say "stored" to these, read or not... */
+    atomic_bool read; /* ...and then read all, and say so to the others. */
+    atomic_int good, bad;
+};
+
+static void say_stored(struct rpc_stream *s, uint64_t number)
+{
+    Hedge__V1__PutReply r = HEDGE__V1__PUT_REPLY__INIT;
+    unsigned char buf[256];
+    struct rpc_out out = {.head = buf};
+
+    r.request = number;
+    r.stored = true;
+    out.head_len = hedge__v1__put_reply__pack(&r, buf);
+    (void)rpc_stream_send(s, &out, RPC_NO_TIMEOUT);
+}
+
+static bool is_whole(struct rpc_msg *m)
+{
+    static unsigned char block[LARGE];
+    struct block_header h;
+    unsigned char *head;
+    size_t head_len, len;
+    bool has_body;
+
+    if (wire_split(m, &head, &head_len, &has_body, &len, NULL) != 0) {
+        return false;
+    }
+    mem_free(head);
+    if (len != LARGE) {
+        return false;
+    }
+    rpc_msg_read(m, block, len);
+    return block_header_decode(block, len, LARGE, &h, NULL) == 0 &&
+           block_check_stored(&h, block_payload(block), NULL) == 0;
+}
+
+static int put_early(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    struct early *x = ctx;
+    struct rpc_msg m;
+    int rv, n = 0;
+
+    while (!atomic_load(&x->read) && !rpc_stream_is_cancelled(s)) {
+        clock_sleep_ms(5);
+        while (n < atomic_load(&x->upto)) {
+            say_stored(s, (uint64_t)++n);
+        }
+    }
+    for (int i = 1; (rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0;
+         i++) {
+        atomic_fetch_add(is_whole(&m) ? &x->good : &x->bad, 1);
+        rpc_msg_release(&m);
+        if (i > n) {
+            say_stored(s, (uint64_t)i);
+        }
+    }
+    return rv;
+}
+
+/* A block is acknowledged while it is still on its way: its memory is given
+ * back only once it has left. */
+static void acknowledged_too_early(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct early x = {.upto = 0};
+    struct peer_tier *inner;
+    struct move m[6];
+    struct tier *t;
+    int stuck;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.block_size = LARGE});
+    a.put = put_early;
+    a.ctx = &x;
+    t = peer_test_tier(LARGE, nodes, 1);
+    inner = peer_tier_of(t);
+    for (unsigned i = 0; i < 6; i++) {
+        move_init(&m[i], 1, i, LARGE);
+        m[i].poison = true;
+        move_put(t, &m[i]);
+    }
+    clock_sleep_ms(500);
+    pthread_mutex_lock(&inner->lock);
+    stuck = (int)inner->n_flight;
+    pthread_mutex_unlock(&inner->lock);
+    assert_in_range(stuck, 1, 5);
+    atomic_store(&x.upto, stuck);
+    clock_sleep_ms(300);
+    assert_int_equal(atomic_load(&m[stuck - 1].ended), 0);
+    atomic_store(&x.read, true);
+    wait_many(m, 6);
+    for (unsigned i = 0; i < 1000 && atomic_load(&x.good) < 6; i++) {
+        clock_sleep_ms(5);
+    }
+    assert_int_equal(atomic_load(&x.good), 6);
+    assert_int_equal(atomic_load(&x.bad), 0);
+    a.put = NULL;
+    tier_free(t);
+    peer_node_stop(&a);
+    release_many(m, 6);
+}
+
 /* The tier ends while everything is stuck. */
 static void end_with_puts_in_flight(void **state)
 {
@@ -540,6 +652,156 @@ static void end_while_stopped(void **state)
     move_release(&back);
 }
 
+/* --- peers that answer nonsense ----------------------------------------------
+ */
+
+enum nonsense {
+    SHORT,
+    NO_BLOCK,
+    OTHER_NUMBER,
+    JUNK,
+    SILENCE,
+    AN_ERROR,
+    STRANGE_ERROR,
+    NONSENSES
+};
+
+static void send_nonsense(struct rpc_stream *s, enum nonsense how,
+                          uint64_t number)
+{
+    static unsigned char buf[PEER_TEST_BLOCK + 64];
+    Hedge__V1__GetReply r = HEDGE__V1__GET_REPLY__INIT;
+    struct rpc_out out = {.head = buf};
+    size_t len = PEER_TEST_BLOCK - (how == SHORT);
+
+    r.request = number + (how == OTHER_NUMBER);
+    if (how == AN_ERROR || how == STRANGE_ERROR) {
+        r.error = (char *)(uintptr_t)(how == AN_ERROR ? "EIO" : "EWHATEVER");
+    }
+    out.head_len = hedge__v1__get_reply__pack(&r, buf);
+    if (how == SHORT || how == OTHER_NUMBER) {
+        out.head_len += wire_body_tag(len, buf + out.head_len);
+        memset(buf + out.head_len, 0, len);
+        out.head_len += len;
+    }
+    if (how == JUNK) {
+        memset(buf, 0xff, 20);
+        out.head_len = 20;
+    }
+    (void)rpc_stream_send(s, &out, RPC_NO_TIMEOUT);
+}
+
+static int get_nonsense(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    enum nonsense how = *(enum nonsense *)ctx;
+    unsigned char buf[256];
+    struct rpc_msg m;
+    int rv;
+
+    while ((rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0) {
+        Hedge__V1__GetRequest *q;
+        size_t len = rpc_msg_left(&m);
+
+        rpc_msg_read(&m, buf, len);
+        rpc_msg_release(&m);
+        q = hedge__v1__get_request__unpack(NULL, len, buf);
+        if (how != SILENCE) {
+            send_nonsense(s, how, q->request);
+        }
+        hedge__v1__get_request__free_unpacked(q, NULL);
+    }
+    return rv;
+}
+
+static void nonsense_for_gets(void **state)
+{
+    static const int expected[NONSENSES] = {
+        [SHORT] = HEDGE_EPROTO,
+        [NO_BLOCK] = HEDGE_EPROTO,
+        [OTHER_NUMBER] = HEDGE_EUNAVAILABLE,
+        [JUNK] = HEDGE_EUNAVAILABLE,
+        [SILENCE] = HEDGE_EUNAVAILABLE,
+        [AN_ERROR] = HEDGE_EIO,
+        [STRANGE_ERROR] = HEDGE_EPROTO,
+    };
+    struct peer_node a, *nodes[] = {&a};
+    enum nonsense how;
+    struct tier *t;
+    struct move m;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.mem_limit = 0});
+    a.ctx = &how;
+    for (how = 0; how < NONSENSES; how++) {
+        uint64_t start;
+
+        a.get = NULL;
+        t = peer_test_tier(PEER_TEST_BLOCK, nodes, 1);
+        move_init(&m, 1, 1, PEER_TEST_BLOCK);
+        assert_int_equal(move_there(t, &m), 0);
+        a.get = get_nonsense;
+        start = clock_mono_ms();
+        if (move_back(t, &m) != expected[how]) {
+            fail_msg("%d: %d %s", how, m.req.status, m.req.error.text);
+        }
+        assert_non_null(strstr(m.req.error.text, "node a"));
+        assert_true(clock_mono_ms() - start < 10000);
+        tier_free(t);
+        move_release(&m);
+    }
+    peer_node_stop(&a);
+}
+
+/* Tells of blocks that it was not sent, or of none. */
+static int put_nonsense(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    Hedge__V1__PutReply r = HEDGE__V1__PUT_REPLY__INIT;
+    unsigned char buf[256];
+    struct rpc_out out = {.head = buf};
+    struct rpc_msg m;
+    int rv;
+
+    while ((rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0) {
+        rpc_msg_release(&m);
+        r.request = 999;
+        r.stored = true;
+        out.head_len = hedge__v1__put_reply__pack(&r, buf);
+        if (*(enum nonsense *)ctx == JUNK) {
+            memset(buf, 0xff, 20);
+            out.head_len = 20;
+        }
+        (void)rpc_stream_send(s, &out, RPC_NO_TIMEOUT);
+    }
+    return rv;
+}
+
+static void nonsense_for_puts(void **state)
+{
+    struct peer_node a, b, *nodes[] = {&a, &b};
+    enum nonsense how;
+    struct move m[MANY];
+    struct tier *t;
+
+    (void)state;
+    for (how = OTHER_NUMBER; how <= JUNK; how++) {
+        peer_node_start(
+            &a, "a", 1,
+            (struct sos_options){.mem_limit = 80 * PEER_TEST_BLOCK});
+        peer_node_start(&b, "b", 1, (struct sos_options){.mem_limit = 0});
+        a.put = put_nonsense;
+        a.ctx = &how;
+        t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+        put_many(t, m, MANY);
+        wait_many(m, MANY);
+        assert_int_equal(count_on(t, m, MANY, "b"), MANY);
+        check_many(t, m, MANY);
+        tier_free(t);
+        peer_node_stop(&a);
+        peer_node_stop(&b);
+        release_many(m, MANY);
+    }
+}
+
 static void unreachable_for_gets(void **state)
 {
     struct peer_node a, *nodes[] = {&a};
@@ -561,6 +823,7 @@ static void unreachable_for_gets(void **state)
     assert_int_equal(move_back(t, &m), HEDGE_ELOST);
     assert_true(clock_mono_ms() - start < 8000);
     peer_node_unmute(&a);
+    peer_test_tell(t, nodes, 1);
     move_check(t, &m);
     tier_free(t);
     peer_node_stop(&a);
@@ -646,9 +909,12 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(only_peer_comes_back),
     cmocka_unit_test(peer_says_nothing),
     cmocka_unit_test(peer_does_not_read),
+    cmocka_unit_test(acknowledged_too_early),
     cmocka_unit_test(end_with_puts_in_flight),
     cmocka_unit_test(stopped_while_putting),
     cmocka_unit_test(end_while_stopped),
+    cmocka_unit_test(nonsense_for_gets),
+    cmocka_unit_test(nonsense_for_puts),
     cmocka_unit_test(unreachable_for_gets),
     cmocka_unit_test(newer_incarnation),
     cmocka_unit_test(renewed),

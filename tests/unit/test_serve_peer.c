@@ -513,7 +513,7 @@ static int send_get(struct rpc_stream *s, uint64_t number, const struct move *b)
 
 /* Many at once, what is there and what is not; a client that stops reading
  * halfway is not waited for. */
-static void gets(void **state)
+static void many_gets(void **state)
 {
     struct rpc_stream *put = open_stream(PUT), *get = open_stream(GET);
     Hedge__V1__PutRequest p = request(1);
@@ -592,7 +592,7 @@ static const struct CMUnitTest tests[] = {
     TEST(of_another_owner),
     TEST(empty_parts_end),
     TEST(malformed_calls),
-    TEST(gets),
+    TEST(many_gets),
     TEST(malformed_gets),
 };
 
