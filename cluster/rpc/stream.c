@@ -370,7 +370,9 @@ static int recv_next(struct rpc_stream *s, uint64_t until_ns,
     }
     msg->impl = s->ready[0];
     s->n_ready--;
-    memmove(s->ready, s->ready + 1, s->n_ready * sizeof s->ready[0]);
+    for (unsigned i = 0; i < s->n_ready; i++) {
+        s->ready[i] = s->ready[i + 1];
+    }
     return 0;
 }
 
