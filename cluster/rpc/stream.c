@@ -370,9 +370,8 @@ static int recv_next(struct rpc_stream *s, uint64_t until_ns,
     }
     msg->impl = s->ready[0];
     s->n_ready--;
-    for (unsigned i = 0; i < s->n_ready; i++) {
-        s->ready[i] = s->ready[i + 1];
-    }
+    memmove(s->ready, s->ready + 1,
+            s->n_ready * sizeof(struct rpc_message *));
     return 0;
 }
 
