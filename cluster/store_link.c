@@ -343,8 +343,15 @@ static int remote_put(struct sink *base, void *block,
     return failed;
 }
 
-static const struct sink_ops remote_sink_ops = {
-    .block = remote_block, .put = remote_put, .back = remote_back};
+static void remote_why(struct sink *base, struct hedge_error *out)
+{
+    *out = remote_sink_of(base)->error;
+}
+
+static const struct sink_ops remote_sink_ops = {.block = remote_block,
+                                                .put = remote_put,
+                                                .back = remote_back,
+                                                .why = remote_why};
 
 /* The sender has been joined, or sends to nobody any more. */
 static void remote_sink_free(struct remote_sink *s)

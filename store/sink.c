@@ -305,8 +305,10 @@ static int sink_put(struct sink *base, void *block,
     return 0;
 }
 
-static const struct sink_ops sos_sink_ops = {
-    .block = sink_block, .put = sink_put, .back = sink_back};
+static const struct sink_ops sos_sink_ops = {.block = sink_block,
+                                             .put = sink_put,
+                                             .back = sink_back,
+                                             .why = sos_sink_error};
 
 /* store->lock held. */
 static int register_writer(struct sos_store *store, uint32_t *id,

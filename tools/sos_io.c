@@ -384,9 +384,10 @@ int sos_read_run(const struct sos_read_args *a)
         mem_free(o.buffer);
         return rv;
     }
-    if (remote_source_open(client_bulk_channel(c), a->name, a->follow,
-                           a->discard, NULL, client_left_ms(c), &source,
-                           &e) != 0) {
+    /* Over TCP: what a node sends into a Unix socket goes in pieces of 208 KiB,
+     * which only the end that connects can change for itself. */
+    if (remote_source_open(client_channel(c), a->name, a->follow, a->discard,
+                           NULL, client_left_ms(c), &source, &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");
