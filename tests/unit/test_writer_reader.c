@@ -3,6 +3,7 @@
 #include "store/base/bytes.h"
 #include "store/base/hash.h"
 #include "store/base/mem.h"
+#include "store/sos.h"
 #include "tests/lib/blocks.h"
 #include "tests/lib/check.h"
 #include "tests/lib/records.h"
@@ -342,6 +343,26 @@ static void overrunning_record(void **state)
     blocks_delete(b);
 }
 
+/* Whoever sends a block may number its writer as he likes. */
+static void writers_that_cannot_be(void **state)
+{
+    static const uint32_t writers[] = {SOS_WRITERS_MAX, 0xb0000000u,
+                                       UINT32_MAX};
+    struct blocks *b = blocks_new(SIZE);
+    static const size_t one[] = {100};
+    struct block_header h;
+
+    (void)state;
+    (void)write_all(b, one, 1, 0);
+    h = blocks_header(b, 0);
+    for (unsigned i = 0; i < sizeof writers / sizeof writers[0]; i++) {
+        h.id.writer = writers[i];
+        blocks_set_header(b, 0, &h);
+        assert_int_equal(read_all(b, one, 1, NULL), HEDGE_ECORRUPT);
+    }
+    blocks_delete(b);
+}
+
 static void lost_doubled_and_moved_blocks(void **state)
 {
     struct blocks *b = blocks_new(SIZE);
@@ -488,6 +509,7 @@ int main(void)
         cmocka_unit_test(flipped_bits),
         cmocka_unit_test(lying_frames),
         cmocka_unit_test(overrunning_record),
+        cmocka_unit_test(writers_that_cannot_be),
         cmocka_unit_test(lost_doubled_and_moved_blocks),
         cmocka_unit_test(full_sinks),
         cmocka_unit_test(sink_fails_later),
