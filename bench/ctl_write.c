@@ -41,6 +41,7 @@ static char file[PATH_SIZE], log_path[PATH_SIZE], ctl[PATH_SIZE];
 static char node_id[64], limit_address[BENCH_ADDRESS_MAX];
 static struct bench_child node;
 static uint64_t mem_limit;
+static bool over_unix;
 
 /* --- the limit --------------------------------------------------------------
  */
@@ -297,10 +298,33 @@ static void make_file(const char *dir)
     free(data);
 }
 
+/* The far end of the limit, over what hedgectl uses on one machine: the node's
+ * Unix socket, or TCP where the node could not have one. */
+static void limit_start(const char *dir, struct bench_child *server)
+{
+    const char *argv[] = {"/proc/self/exe", "limit-server", limit_address,
+                          NULL};
+    char socket[PATH_SIZE];
+    double port;
+
+    (void)snprintf(socket, sizeof socket, "%s/data/socket", dir);
+    over_unix = access(socket, R_OK | W_OK) == 0;
+    if (over_unix) {
+        (void)snprintf(limit_address, sizeof limit_address, "unix:%.100s/limit",
+                       dir);
+    } else {
+        (void)snprintf(limit_address, sizeof limit_address, "ipv4:127.0.0.1:0");
+    }
+    bench_child_start(server, argv, NULL);
+    port = bench_child_number(server);
+    if (!over_unix) {
+        (void)snprintf(limit_address, sizeof limit_address,
+                       "ipv4:127.0.0.1:%.0f", port);
+    }
+}
+
 static void prepare(struct bench_child *server)
 {
-    const char *argv[] = {"/proc/self/exe", "limit-server", "ipv4:127.0.0.1:0",
-                          NULL};
     const char *dir = bench_dir(opt.dir);
 
     (void)snprintf(log_path, sizeof log_path, "%s/log", dir);
@@ -314,10 +338,8 @@ static void prepare(struct bench_child *server)
                   (unsigned long long)(bench_memory_available() / MIB));
     }
     make_file(dir);
-    bench_child_start(server, argv, NULL);
-    (void)snprintf(limit_address, sizeof limit_address, "ipv4:127.0.0.1:%.0f",
-                   bench_child_number(server));
     node_start(dir);
+    limit_start(dir, server);
     (void)ours_write(); /* Warms the arena, and the file's pages. */
     node_clear();
 }
@@ -326,7 +348,8 @@ static void measure(void)
 {
     static struct bench_case w = {.unit = "GB/s",
                                   .limit_is = "bare C-core client stream of "
-                                              "the same file, whole process"},
+                                              "the same file and transport, "
+                                              "whole process"},
                              r = {.unit = "GB/s",
                                   .limit_is = "bare C-core server stream of "
                                               "as many bytes, whole process"},

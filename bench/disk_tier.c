@@ -93,9 +93,9 @@ static uint64_t tier_pass(struct tier *t, bool write)
 
 static void prepare(void)
 {
-    buffers = aligned_alloc(4096, DEPTH * block);
+    buffers = bench_pages(DEPTH * block);
     places = calloc(n_blocks, sizeof *places);
-    if (buffers == NULL || places == NULL) {
+    if (places == NULL) {
         bench_die("no memory");
     }
     bench_fill(buffers, DEPTH * block, 2);

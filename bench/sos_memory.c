@@ -146,7 +146,7 @@ static void print(const char *name, double ours, double limit, const char *unit,
 static void run_case(struct bench *b, size_t size, const char *label)
 {
     double wrote[RUNS], readt[RUNS], copied[RUNS], w, r, c;
-    double bytes = (double)(TOTAL / size * size);
+    double bytes = (double)(uint64_t)(TOTAL / size * size);
     struct sos_store *store = new_store(b);
     char name[64];
 

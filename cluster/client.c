@@ -310,7 +310,7 @@ static struct rpc_channel *dial_local(struct client *c)
         access(m->socket, R_OK | W_OK) != 0 ||
         snprintf(target, sizeof target, "unix:%s", m->socket) >=
             (int)sizeof target ||
-        rpc_channel_new(target, &channel) != 0) {
+        rpc_channel_connect(target, left_ms, &channel, NULL) != 0) {
         return NULL;
     }
     if (!is_node(channel, m, left_ms < PROBE_MS ? left_ms : PROBE_MS)) {

@@ -10,6 +10,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -243,6 +245,31 @@ static int check_host(const char *what, const char *host, struct hedge_error *e)
     return 0;
 }
 
+/* For ":8080": the first address of this machine that others can reach, or
+ * loopback when there is none. */
+static void find_own_host(char host[UNITS_HOST_MAX])
+{
+    struct ifaddrs *all = NULL;
+
+    (void)snprintf(host, UNITS_HOST_MAX, "127.0.0.1");
+    if (getifaddrs(&all) != 0) {
+        return;
+    }
+    for (const struct ifaddrs *i = all; i != NULL; i = i->ifa_next) {
+        struct sockaddr_in a;
+        bool usable =
+            i->ifa_addr != NULL && i->ifa_addr->sa_family == AF_INET &&
+            (i->ifa_flags & IFF_UP) != 0 && (i->ifa_flags & IFF_LOOPBACK) == 0;
+
+        if (usable) {
+            memcpy(&a, i->ifa_addr, sizeof a);
+            (void)inet_ntop(AF_INET, &a.sin_addr, host, UNITS_HOST_MAX);
+            break;
+        }
+    }
+    freeifaddrs(all);
+}
+
 static int set_addresses(struct hedge_node *n, const struct hedge_options *o,
                          struct hedge_error *e)
 {
@@ -257,7 +284,7 @@ static int set_addresses(struct hedge_node *n, const struct hedge_options *o,
                          o->listen);
     }
     if (host[0] == '\0') {
-        (void)snprintf(host, sizeof host, "127.0.0.1");
+        find_own_host(host);
     }
     if (o->grpc_address == NULL) {
         if (port == 65535) {

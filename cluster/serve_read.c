@@ -10,7 +10,9 @@
 #include <assert.h>
 #include <string.h>
 
-#define SEND_MS 60000 /* A client that takes nothing for so long is gone. */
+/* The client is there to take the first answer. How long it works on what it
+ * has read is its own affair: gRPC's keepalive notices one that has gone. */
+#define SEND_MS 60000
 #define STEP_MS 200
 #define CALL_MS 10000
 
@@ -167,7 +169,7 @@ static int send_segment(struct reading *r, const struct segment *seg)
     out.head_len = len + wire_body_tag(out.body_len, head + len);
     out.release_arg = b;
     r->credits--;
-    return rpc_stream_send(r->stream, &out, SEND_MS);
+    return rpc_stream_send(r->stream, &out, RPC_NO_TIMEOUT);
 }
 
 static int send_end(struct reading *r, const struct segment *seg)
@@ -186,7 +188,7 @@ static int send_end(struct reading *r, const struct segment *seg)
     end.info = &info;
     end.complete = seg->complete;
     m.end = &end;
-    return pb_send(r->stream, &m.base, SEND_MS);
+    return pb_send(r->stream, &m.base, RPC_NO_TIMEOUT);
 }
 
 /* Take credits that have come in; wait for one while there is none. Each says
@@ -198,6 +200,9 @@ static int take_credits(struct reading *r, uint64_t timeout_ms,
     struct rpc_msg msg;
     int rv = rpc_stream_recv(r->stream, timeout_ms, &msg, e);
 
+    if (rv == HEDGE_ETIMEDOUT && rpc_stream_is_cancelled(r->stream)) {
+        return HEDGE_ECANCELED; /* Perhaps the client's deadline. */
+    }
     if (rv != 0) {
         return rv;
     }

@@ -274,7 +274,8 @@ static int serve_writing(struct writing *w, struct hedge_error *e)
                 return 0;
             }
         } else if (rv == HEDGE_ETIMEDOUT) {
-            rv = 0;
+            /* Nothing yet, unless the deadline of a client has passed. */
+            rv = rpc_stream_is_cancelled(w->stream) ? HEDGE_ECANCELED : 0;
         } else if (rv == HEDGE_EEND) {
             return error_set(e, HEDGE_EABORTED,
                              "the stream ended without a commit");

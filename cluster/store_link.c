@@ -570,6 +570,7 @@ struct remote_source {
     const struct block_memory *memory;
     char *name;
     unsigned owed; /* Segments delivered, whose credit has not gone back. */
+    bool opened;   /* The node has told its block size; it does so once. */
     void *block;
     bool block_used;
 };
@@ -666,7 +667,10 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
     }
     if (rv == 0 && r->end != NULL) {
         rv = take_end(r, seg, e);
+    } else if (rv == 0 && r->opened && s->opened) {
+        rv = error_set(e, HEDGE_EPROTO, "a second `opened`");
     } else if (rv == 0 && r->opened) {
+        s->opened = true;
         s->base.block_size = r->block_size;
         rv = r->block_size >= BLOCK_SIZE_MIN && r->block_size <= BLOCK_SIZE_SANE
                  ? HEDGE_EAGAIN
@@ -687,6 +691,19 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
     return rv;
 }
 
+/* The stream has ended, not in good order: what is left of it, and then why.
+ * "Nothing yet" would be asked for again without end. */
+static int why_ended(struct remote_source *s, struct rpc_msg *msg,
+                     struct hedge_error *e)
+{
+    int rv = rpc_stream_recv(s->stream, REASON_MS, msg, e);
+
+    return rv == HEDGE_ETIMEDOUT
+               ? error_set(e, HEDGE_EUNAVAILABLE,
+                           "the node has given the stream up: a time-out there")
+               : rv;
+}
+
 static int remote_next(struct source *base, uint64_t timeout_ms,
                        struct segment *seg, struct hedge_error *e)
 {
@@ -699,6 +716,9 @@ static int remote_next(struct source *base, uint64_t timeout_ms,
     }
     do {
         rv = rpc_stream_recv(s->stream, timeout_ms, &msg, e);
+        if (rv == HEDGE_ETIMEDOUT && rpc_stream_is_cancelled(s->stream)) {
+            rv = why_ended(s, &msg, e);
+        }
         if (rv == HEDGE_EEND) {
             return error_set(e, HEDGE_EPROTO,
                              "the stream ended before the data did");
@@ -778,8 +798,11 @@ int remote_source_open(struct rpc_channel *c, const char *name, bool follow,
             rv = take_segment(s, &msg, &seg, e);
             rpc_msg_release(&msg);
             rv = rv == HEDGE_EAGAIN ? 0
-                 : rv == 0 ? error_set(e, HEDGE_EPROTO, "data before `opened`")
-                           : rv;
+                 : rv == 0 || rv == HEDGE_EEND
+                     ? error_set(e, HEDGE_EPROTO, "data before `opened`")
+                     : rv;
+        } else if (rv == HEDGE_EEND) {
+            rv = error_set(e, HEDGE_EPROTO, "the node did not answer");
         }
     } else {
         (void)error_set(e, rv, "cannot open a stream");

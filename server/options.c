@@ -81,7 +81,7 @@ static int parse_config(struct options *o, const char *path,
 
 static const struct flag flags[] = {
     {"--listen", TEXT, "HOST:PORT", NODE(listen), NULL,
-     "the node's id and address (127.0.0.1:8080)"},
+     "the node's id and address (127.0.0.1:8080); :8080 finds the host"},
     {"--grpc", TEXT, "HOST:PORT", NODE(grpc_address), NULL,
      "gRPC address (same host, port + 1)"},
     {"--group", TEXT, "NAME", NODE(group), NULL, "the group to join (default)"},
@@ -308,7 +308,7 @@ static int check(const struct options *o, struct hedge_error *e)
         const char *a = i == 0 ? o->node.listen : o->node.grpc_address;
 
         if (a != NULL && units_parse_address(a, false, host, &port) &&
-            host[0] != '\0' && strncmp(host, "127.", 4) != 0 && !o->insecure) {
+            strncmp(host, "127.", 4) != 0 && !o->insecure) {
             return error_set(e, HEDGE_EINVAL,
                              "%s %s is not a loopback address: without TLS "
                              "whoever reaches it can read and write "

@@ -21,6 +21,7 @@
 #define ORDERS_MAX 7 /* 64 KiB << 6 is the largest block. */
 #define WARM_AHEAD 4
 #define IDLE_MS_DEFAULT 10000
+#define LAST_REF_MS 5000
 #define HUGE_PAGE ((uint64_t)2 << 20)
 
 /* One per 64 KiB. Meaningful at the first unit of an allocation or of a free
@@ -869,8 +870,20 @@ int arena_new(const struct arena_options *o, struct arena **out,
     return 0;
 }
 
+static bool is_empty(const struct arena *a)
+{
+    for (unsigned k = 0; k < ARENA_CLASSES; k++) {
+        if (a->used_bytes[k] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void arena_free(struct arena *a)
 {
+    uint64_t deadline;
+
     if (a == NULL) {
         return;
     }
@@ -879,9 +892,12 @@ void arena_free(struct arena *a)
     pthread_cond_broadcast(&a->wake);
     pthread_mutex_unlock(&a->lock);
     pthread_join(a->warmer, NULL);
-    for (unsigned k = 0; k < ARENA_CLASSES; k++) {
-        assert(a->used_bytes[k] == 0);
+    pthread_mutex_lock(&a->lock);
+    deadline = deadline_of(LAST_REF_MS);
+    while (!is_empty(a) && wait_freed(a, deadline)) {
     }
+    assert(is_empty(a));
+    pthread_mutex_unlock(&a->lock);
     pthread_cond_destroy(&a->freed);
     pthread_cond_destroy(&a->wake);
     pthread_mutex_destroy(&a->lock);

@@ -8,7 +8,8 @@
  * stored block, can use up.
  *
  * Ownership: arena_alloc() hands out one reference; the last arena_unref()
- *            frees. Blocks must all be freed before arena_free().
+ *            frees. arena_free() waits a while for the last ones: a network
+ *            transport may let go of a block after its stream has ended.
  * Threads:   any thread may call everything but arena_new() and _free().
  * Errors:    NULL or false: not now. HEDGE_EINVAL for impossible options.
  * Units:     bytes; sizes are rounded up to ARENA_UNIT.

@@ -17,6 +17,8 @@
 #define SLOTS 16
 #define OWN_BLOCKS 2 /* What a reader is sure to have. */
 #define WAIT_STEP_MS 50
+#define CLAIM_STEP_MS 10
+#define CLAIM_STEPS 100
 #define WINDOW_MAX 64 /* Segments given to a far reader, not yet done. */
 
 /* A segment given out, and what was passed over after it. */
@@ -142,6 +144,26 @@ bool cursors_reclaim(struct sos *s)
     }
     pthread_mutex_unlock(&s->cursors_lock);
     return loading;
+}
+
+bool claim_blocks(struct sos *s, enum arena_class cls, unsigned n)
+{
+    bool more = true, ok;
+
+    /* What is still being read comes back when it has been. */
+    for (unsigned i = 0;
+         !(ok = arena_claim(s->arena, cls, n)) && more && i < CLAIM_STEPS;
+         i++) {
+        if (i > 0) {
+            clock_sleep_ms(CLAIM_STEP_MS);
+        }
+        more = cursors_reclaim(s);
+        ok = arena_claim(s->arena, cls, n);
+        if (ok) {
+            break;
+        }
+    }
+    return ok;
 }
 
 /* store->lock held. The block for `e`: out of the ring, or fetched now. A slot
@@ -563,7 +585,7 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     if (c == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
     }
-    if (!arena_claim(s->arena, ARENA_READ, OWN_BLOCKS)) {
+    if (!claim_blocks(s, ARENA_READ, OWN_BLOCKS)) {
         struct arena_use u;
 
         mem_free(c);

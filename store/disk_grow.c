@@ -89,7 +89,7 @@ static int allocate(struct disk *d, struct disk_extent *x, uint64_t bytes)
     } while (err == EINTR);
     if (err != 0) {
         /* What it got before it failed. */
-        rv = ftruncate(x->fd, from);
+        (void)!ftruncate(x->fd, from);
     }
     return err;
 }

@@ -112,9 +112,6 @@ static int count_block(struct reader *r)
     const struct block_header *h = &r->seg.header;
     bool middle = h->first == BLOCK_FIRST_NONE;
 
-    if (!r->seg.continues && r->seg.start >= r->seg.stop) {
-        return broken(r, "nothing of it is to be delivered");
-    }
     if (!middle && r->seg.start >= r->seg.stop) {
         return 0;
     }

@@ -86,7 +86,7 @@ struct sos {
      * room back, so a block without a place waits for it. */
     atomic_uint n_burying;
 
-    struct passages *passages; /* place.c */
+    struct passages *passages; /* passage.c */
     struct encoders *encoders;
     struct meter leaving;  /* How fast blocks leave the memory here. */
     struct repair *repair; /* repair.c */
@@ -123,6 +123,8 @@ void store_discard(struct sos_store *store, const struct block_id *id,
  * ahead, because a writer finds no room. True: some is still being read and
  * may be had a moment later. */
 bool cursors_reclaim(struct sos *s);
+/* arena_claim(), taking back what was fetched ahead if need be. */
+bool claim_blocks(struct sos *s, enum arena_class cls, unsigned n);
 
 /* A read under way, so that nobody discards what is being read. */
 struct fetch {
@@ -153,7 +155,7 @@ void fetch_close(struct fetch *f);
 /* For people: where the copy being read lies. */
 void fetch_where(const struct fetch *f, const char **node, const char **kind);
 
-/* place.c */
+/* passage.c */
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
 void passages_free(struct passages *p);

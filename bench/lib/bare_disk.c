@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #define DEPTH DISK_INFLIGHT
-#define ALIGNMENT 4096
 
 struct bare_disk {
     struct io_uring ring;
@@ -34,8 +33,8 @@ struct bare_disk *bare_disk_new(const char *dir, size_t block)
     }
     (void)snprintf(b->dir, sizeof b->dir, "%s", dir);
     b->block = block;
-    b->buffers = aligned_alloc(ALIGNMENT, DEPTH * block);
-    if (b->buffers == NULL || io_uring_queue_init(DEPTH, &b->ring, 0) != 0) {
+    b->buffers = bench_pages(DEPTH * block);
+    if (io_uring_queue_init(DEPTH, &b->ring, 0) != 0) {
         bench_die("a bare ring cannot be set up");
     }
     bench_fill(b->buffers, DEPTH * block, 1);

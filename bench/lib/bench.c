@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -383,6 +384,21 @@ uint64_t bench_memory_available(void)
     static const char *const names[] = {"MemAvailable", NULL};
 
     return proc_kib("/proc/meminfo", names);
+}
+
+#define HUGE_PAGE ((size_t)2 << 20)
+
+void *bench_pages(size_t len)
+{
+    void *p;
+
+    len = (len + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    p = aligned_alloc(HUGE_PAGE, len);
+    if (p == NULL) {
+        bench_die("no memory");
+    }
+    (void)madvise(p, len, MADV_HUGEPAGE);
+    return p;
 }
 
 void bench_fill(void *data, size_t len, uint64_t seed)

@@ -80,6 +80,8 @@ const char *bench_dir(const char *base);
 uint64_t bench_resident(pid_t pid);
 /* MemAvailable, in bytes. */
 uint64_t bench_memory_available(void);
+/* Memory in huge pages where they can be had, as the arena's is; free() it. */
+void *bench_pages(size_t len);
 /* Bytes that no compressor makes smaller. */
 void bench_fill(void *data, size_t len, uint64_t seed);
 

@@ -317,22 +317,22 @@ static int env_new(const char *path, struct lmdb_env **out)
 static int check_length(struct lmdb_env *env, struct hedge_error *e)
 {
     MDB_envinfo info;
-    MDB_stat stat_;
+    MDB_stat env_stat;
     struct stat st;
     mdb_filehandle_t fd;
     uint64_t want;
 
     (void)mdb_env_info(env->mdb, &info);
-    (void)mdb_env_stat(env->mdb, &stat_);
+    (void)mdb_env_stat(env->mdb, &env_stat);
     if (mdb_env_get_fd(env->mdb, &fd) != 0 || fstat(fd, &st) != 0) {
         return error_set_errno(e, errno, "%s/data.mdb", env->path);
     }
-    if (info.me_last_pgno >= info.me_mapsize / stat_.ms_psize) {
+    if (info.me_last_pgno >= info.me_mapsize / env_stat.ms_psize) {
         return error_set(e, HEDGE_ECORRUPT,
                          "%s/data.mdb: its last page lies beyond its map",
                          env->path);
     }
-    want = (info.me_last_pgno + 1) * (uint64_t)stat_.ms_psize;
+    want = (info.me_last_pgno + 1) * (uint64_t)env_stat.ms_psize;
     if ((uint64_t)st.st_size < want &&
         fallocate(fd, 0, st.st_size, (off_t)want - st.st_size) != 0) {
         return error_set(e, HEDGE_ECORRUPT,

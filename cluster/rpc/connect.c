@@ -50,11 +50,15 @@ static int connect_settle(int fd, uint64_t until_ns)
     return err;
 }
 
+/* A Unix socket takes 208 KiB by default, so that a block is sent in many
+ * pieces with a change of threads after each; a TCP socket grows by itself. */
+#define UNIX_BUFFER (2 << 20)
+
 /* 0 and a connected socket, or an errno. */
 static int connect_to(const struct sockaddr *sa, socklen_t len,
                       uint64_t until_ns, int *out)
 {
-    int one = 1, err = 0;
+    int one = 1, space = UNIX_BUFFER, err = 0;
     int fd =
         socket(sa->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
@@ -63,6 +67,9 @@ static int connect_to(const struct sockaddr *sa, socklen_t len,
     }
     if (sa->sa_family != AF_UNIX) {
         (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    } else {
+        /* As much as the system allows. */
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &space, sizeof space);
     }
     if (connect(fd, sa, len) != 0) {
         err = errno == EINPROGRESS ? connect_settle(fd, until_ns) : errno;

@@ -370,7 +370,8 @@ static int recv_next(struct rpc_stream *s, uint64_t until_ns,
     }
     msg->impl = s->ready[0];
     s->n_ready--;
-    memmove(s->ready, s->ready + 1, s->n_ready * sizeof s->ready[0]);
+    memmove(s->ready, s->ready + 1,
+            s->n_ready * sizeof(struct rpc_message *));
     return 0;
 }
 

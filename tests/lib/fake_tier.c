@@ -39,6 +39,7 @@ struct fake_tier {
     unsigned fail_nth;
     int fail_status;
     bool fail_at_once, fired;
+    atomic_uint drop_ms;
     struct fake_tier_counts counts, *report;
     bool closing;
     pthread_t thread;
@@ -330,6 +331,7 @@ static void fake_drop_store(struct tier *t, uint64_t generation)
     struct fake_tier *f = fake_of(t);
     struct list *l, *tmp;
 
+    clock_sleep_ms(atomic_load(&f->drop_ms));
     pthread_mutex_lock(&f->lock);
     f->counts.store_drops++;
     list_foreach_safe (l, tmp, &f->held) {
@@ -481,6 +483,11 @@ void fake_tier_fail_nth(struct fake_tier *f, unsigned n, int status,
     f->fail_at_once = at_once;
     f->fired = f->fired && n == 0;
     pthread_mutex_unlock(&f->lock);
+}
+
+void fake_tier_slow_drops(struct fake_tier *f, unsigned ms)
+{
+    atomic_store(&f->drop_ms, ms);
 }
 
 bool fake_tier_fired(struct fake_tier *f)

@@ -47,6 +47,8 @@ void fake_tier_lose(struct fake_tier *f, unsigned unit);
  * or, with `at_once`, from the call itself. */
 void fake_tier_fail_nth(struct fake_tier *f, unsigned n, int status,
                         bool at_once);
+/* drop_store() takes this long. */
+void fake_tier_slow_drops(struct fake_tier *f, unsigned ms);
 bool fake_tier_fired(struct fake_tier *f);
 
 struct fake_tier_counts {

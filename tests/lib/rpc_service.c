@@ -186,6 +186,7 @@ static int stream_pump(struct rpc_stream *st, void *ctx, struct hedge_error *e)
     out.body_len = strtoul(size, NULL, 10);
     assert(out.body_len <= sizeof block);
     for (int i = 0; rv == 0 && i < atomic_load(&s->pump_max); i++) {
+        atomic_fetch_add(&s->lent, 1);
         rv = rpc_stream_send(st, &out, RPC_NO_TIMEOUT);
     }
     return left(s, rv);
@@ -288,6 +289,11 @@ void service_stop(struct service *s, uint64_t grace_ms)
 {
     rpc_channel_free(s->channel);
     rpc_server_free(s->server, grace_ms);
+    /* The transport may let go of a block a moment later. */
+    for (int i = 0;
+         i < 1000 && atomic_load(&s->released) < atomic_load(&s->lent); i++) {
+        clock_sleep_ms(10);
+    }
 }
 
 bool service_await(atomic_int *v, int want)

@@ -50,6 +50,7 @@ struct service {
     struct rpc_channel *channel; /* To the first address. */
     char address[128];
     atomic_int last, started, ended, released, pump_max;
+    atomic_int lent; /* Sends whose release is due; service_stop() waits. */
     atomic_size_t bytes;
 };
 

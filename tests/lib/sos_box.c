@@ -4,6 +4,8 @@
 #include "store/base/mem.h"
 #include "tests/lib/check.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -237,4 +239,39 @@ uint64_t box_used(struct sos_store *store, const char *tier)
     }
     mem_free(info.uses);
     return sum;
+}
+
+void box_flip_on_disk(struct box *b, off_t at)
+{
+    char dir[128], path[400] = "";
+    struct dirent *d;
+    unsigned char c;
+    DIR *open_dir;
+    int fd;
+
+    (void)snprintf(dir, sizeof dir, "%s/blocks", b->dir);
+    open_dir = opendir(dir);
+    assert_non_null(open_dir);
+    while ((d = readdir(open_dir)) != NULL) {
+        char name[400];
+        off_t size;
+
+        (void)snprintf(name, sizeof name, "%s/%s", dir, d->d_name);
+        fd = open(name, O_RDONLY);
+        size = fd >= 0 && d->d_name[0] != '.' ? lseek(fd, 0, SEEK_END) : -1;
+        if (fd >= 0) {
+            (void)close(fd);
+        }
+        if (size > at) {
+            (void)snprintf(path, sizeof path, "%s", name);
+        }
+    }
+    (void)closedir(open_dir);
+    fd = open(path, O_RDWR);
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &c, 1, at), 1);
+    c ^= 4;
+    assert_int_equal(pwrite(fd, &c, 1, at), 1);
+    assert_int_equal(fsync(fd), 0);
+    (void)close(fd);
 }

@@ -22,6 +22,8 @@
 #include "tests/lib/fake_tier.h"
 #include "tests/lib/records.h"
 
+#include <sys/types.h>
+
 #define BOX_BLOCK ((size_t)64 << 10)
 #define BOX_PAYLOAD (BOX_BLOCK - BLOCK_HEADER_SIZE)
 #define BOX_STORED 8 /* Blocks that the smallest arena stores. */
@@ -83,6 +85,9 @@ void box_expect(struct sos_store *store, const struct record_shape *shape,
 void box_expect_empty(struct box *b);
 /* Bytes of the store on a tier of this node or, NULL, all others. */
 uint64_t box_used(struct sos_store *store, const char *tier);
+
+/* Change one bit at this offset of an extent file. */
+void box_flip_on_disk(struct box *b, off_t at);
 
 struct reader *box_reader(struct sos_store *store,
                           const struct sos_read_options *o);

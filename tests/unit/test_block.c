@@ -127,6 +127,7 @@ static void refuses_numbers_without_sense(void **state)
     assert_int_equal(decode_with(36, 17), 0);
     assert_int_equal(decode_with(36, 16), HEDGE_ECORRUPT);
     assert_int_equal(decode_with(28, UINT32_MAX), HEDGE_ECORRUPT);
+    assert_int_equal(decode_with(28, 0x40000000), HEDGE_ECORRUPT);
     assert_int_equal(decode_with(28, 0), HEDGE_ECORRUPT);
     assert_int_equal(decode_with(32, BLOCK_FIRST_NONE), HEDGE_ECORRUPT);
     assert_int_equal(decode_with(32, 89), HEDGE_ECORRUPT);

@@ -104,7 +104,7 @@ static void memory_then_disk_then_refused(void **state)
     assert_int_equal(n, 14);
     assert_int_equal(in_memory, 4);
     assert_int_equal(l.req.status, HEDGE_EREFUSED);
-    assert_non_null(strstr(l.req.error.text, "no room to lend"));
+    assert_non_null(strstr(l.req.error.text, "of it lent"));
     sos_usage(b.sos, &u);
     assert_int_equal(u.mem_lent, 4 * BOX_BLOCK);
     assert_int_equal(u.disk_lent, 10 * BOX_BLOCK);
@@ -236,6 +236,24 @@ static void a_disk_that_fails(void **state)
     box_close(&b);
 }
 
+static void a_flipped_bit_on_disk(void **state)
+{
+    const struct tier_store no_memory = {.name = "x", .mem_limit = 1};
+    static const off_t at[] = {9, 70};
+    struct lent l;
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct box b;
+
+        box_open(&b, &lender);
+        assert_int_equal(put(&b, &owner, &no_memory, id_of(9, 1), 100, &l), 0);
+        box_flip_on_disk(&b, at[i]);
+        assert_int_equal(get(&b, id_of(9, 1), 100), HEDGE_ECORRUPT);
+        box_close(&b);
+    }
+}
+
 /* Nobody reads this node's own stores that way. */
 static void own_blocks_are_not_lent(void **state)
 {
@@ -262,6 +280,7 @@ int main(void)
         cmocka_unit_test(newer_lives_end_older_ones),
         cmocka_unit_test(renewed_or_gone),
         cmocka_unit_test(a_disk_that_fails),
+        cmocka_unit_test(a_flipped_bit_on_disk),
         cmocka_unit_test(own_blocks_are_not_lent),
     };
 

@@ -1,6 +1,7 @@
 /* The public interface: nodes embedded in one process. */
 #include "cluster/hedge.h"
 
+#include "cluster/pb.h"
 #include "tests/lib/check.h"
 
 #include <arpa/inet.h>
@@ -258,6 +259,44 @@ static void a_writer_elsewhere(void **state)
     assert_int_equal(hedge_sos_remove(c->node[0], "remote", WAIT_MS, NULL), 0);
 }
 
+/* gRPC clients like to set a deadline. When it has passed the writer is gone:
+ * a reader that follows hears of it. */
+static void a_writer_whose_deadline_passes(void **state)
+{
+    struct cluster *c = *state;
+    Hedge__V1__WriteRequest m = HEDGE__V1__WRITE_REQUEST__INIT;
+    Hedge__V1__WriteOpen open = HEDGE__V1__WRITE_OPEN__INIT;
+    struct hedge_sos_reader *r;
+    struct hedge_sos *sos;
+    struct hedge_leader l;
+    struct rpc_channel *channel;
+    struct rpc_stream *s;
+    struct hedge_piece p;
+    struct rpc_msg msg;
+    char name[] = "late", target[300];
+
+    assert_int_equal(hedge_leader(c->node[0], &l), 0);
+    (void)snprintf(target, sizeof target, "ipv4:%s", l.grpc_address);
+    assert_int_equal(rpc_channel_new(target, &channel), 0);
+    assert_int_equal(rpc_stream_open(channel, "/hedge.v1.Store/Write", 1000, &s),
+                     0);
+    open.name = name;
+    m.open = &open;
+    assert_int_equal(pb_send(s, &m.base, WAIT_MS), 0);
+    assert_int_equal(rpc_stream_recv(s, WAIT_MS, &msg, NULL), 0);
+    rpc_msg_release(&msg);
+    assert_int_equal(
+        hedge_sos_open(c->node[0], name, NULL, WAIT_MS, &sos, NULL), 0);
+    assert_int_equal(hedge_sos_reader_open(sos, HEDGE_SOS_FOLLOW, &r, NULL), 0);
+    assert_int_equal(rpc_stream_recv(s, WAIT_MS, &msg, NULL), HEDGE_ETIMEDOUT);
+    assert_int_equal(hedge_sos_next(r, WAIT_MS, &p), HEDGE_EABORTED);
+    hedge_sos_reader_close(r);
+    hedge_sos_close(sos);
+    rpc_stream_free(s);
+    rpc_channel_free(channel);
+    assert_int_equal(hedge_sos_remove(c->node[0], name, WAIT_MS, NULL), 0);
+}
+
 static void options_that_differ(void **state)
 {
     struct cluster *c = *state;
@@ -346,6 +385,7 @@ int main(void)
         cmocka_unit_test(one_leader),
         cmocka_unit_test(a_store_spans_the_cluster),
         cmocka_unit_test(a_writer_elsewhere),
+        cmocka_unit_test(a_writer_whose_deadline_passes),
         cmocka_unit_test(options_that_differ),
         cmocka_unit_test(errors_at_start),
         cmocka_unit_test(a_clean_stop_hands_over),

@@ -1,8 +1,10 @@
 /* The peer tier against real peers in this process. */
 #include "tests/lib/peer_node.h"
 
+#include "cluster/peer_internal.h"
 #include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
+#include "store/base/mem.h"
 #include "proto/hedge.pb-c.h"
 
 #include <signal.h>
@@ -428,6 +430,115 @@ static void peer_does_not_read(void **state)
     stalled(put_deaf, 1);
 }
 
+/* --- memory that is still being sent
+ * ------------------------------------------ */
+
+#define LARGE ((size_t)4 << 20)
+
+struct early {
+    atomic_int upto;  /* Say "stored" to these, read or not... */
+    atomic_bool read; /* ...and then read all, and say so to the others. */
+    atomic_int good, bad;
+};
+
+static void say_stored(struct rpc_stream *s, uint64_t number)
+{
+    Hedge__V1__PutReply r = HEDGE__V1__PUT_REPLY__INIT;
+    unsigned char buf[256];
+    struct rpc_out out = {.head = buf};
+
+    r.request = number;
+    r.stored = true;
+    out.head_len = hedge__v1__put_reply__pack(&r, buf);
+    (void)rpc_stream_send(s, &out, RPC_NO_TIMEOUT);
+}
+
+static bool is_whole(struct rpc_msg *m)
+{
+    static unsigned char block[LARGE];
+    struct block_header h;
+    unsigned char *head;
+    size_t head_len, len;
+    bool has_body;
+
+    if (wire_split(m, &head, &head_len, &has_body, &len, NULL) != 0) {
+        return false;
+    }
+    mem_free(head);
+    if (len != LARGE) {
+        return false;
+    }
+    rpc_msg_read(m, block, len);
+    return block_header_decode(block, len, LARGE, &h, NULL) == 0 &&
+           block_check_stored(&h, block_payload(block), NULL) == 0;
+}
+
+static int put_early(struct rpc_stream *s, void *ctx, struct hedge_error *e)
+{
+    struct early *x = ctx;
+    struct rpc_msg m;
+    int rv, n = 0;
+
+    while (!atomic_load(&x->read) && !rpc_stream_is_cancelled(s)) {
+        clock_sleep_ms(5);
+        while (n < atomic_load(&x->upto)) {
+            say_stored(s, (uint64_t)++n);
+        }
+    }
+    for (int i = 1; (rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &m, e)) == 0;
+         i++) {
+        atomic_fetch_add(is_whole(&m) ? &x->good : &x->bad, 1);
+        rpc_msg_release(&m);
+        if (i > n) {
+            say_stored(s, (uint64_t)i);
+        }
+    }
+    return rv;
+}
+
+/* A block is acknowledged while it is still on its way: its memory is given
+ * back only once it has left. */
+static void acknowledged_too_early(void **state)
+{
+    struct peer_node a, *nodes[] = {&a};
+    struct early x = {.upto = 0};
+    struct peer_tier *inner;
+    struct move m[6];
+    struct tier *t;
+    int stuck;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.block_size = LARGE});
+    a.put = put_early;
+    a.ctx = &x;
+    t = peer_test_tier(LARGE, nodes, 1);
+    inner = peer_tier_of(t);
+    for (unsigned i = 0; i < 6; i++) {
+        move_init(&m[i], 1, i, LARGE);
+        m[i].poison = true;
+        move_put(t, &m[i]);
+    }
+    clock_sleep_ms(500);
+    pthread_mutex_lock(&inner->lock);
+    stuck = (int)inner->n_flight;
+    pthread_mutex_unlock(&inner->lock);
+    assert_in_range(stuck, 1, 5);
+    atomic_store(&x.upto, stuck);
+    clock_sleep_ms(300);
+    assert_int_equal(atomic_load(&m[stuck - 1].ended), 0);
+    atomic_store(&x.read, true);
+    wait_many(m, 6);
+    for (unsigned i = 0; i < 1000 && atomic_load(&x.good) < 6; i++) {
+        clock_sleep_ms(5);
+    }
+    assert_int_equal(atomic_load(&x.good), 6);
+    assert_int_equal(atomic_load(&x.bad), 0);
+    a.put = NULL;
+    tier_free(t);
+    peer_node_stop(&a);
+    release_many(m, 6);
+}
+
 /* The tier ends while everything is stuck. */
 static void end_with_puts_in_flight(void **state)
 {
@@ -798,6 +909,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(only_peer_comes_back),
     cmocka_unit_test(peer_says_nothing),
     cmocka_unit_test(peer_does_not_read),
+    cmocka_unit_test(acknowledged_too_early),
     cmocka_unit_test(end_with_puts_in_flight),
     cmocka_unit_test(stopped_while_putting),
     cmocka_unit_test(end_while_stopped),

@@ -421,6 +421,99 @@ static void open_stores_give_a_prefix(void **state)
     box_close(&b);
 }
 
+/* Open writers, each with a small record and one that is not yet whole. */
+static void write_half(struct sos_store *s, struct writer *w,
+                       struct sink **sink)
+{
+    const struct record_shape half = {
+        .seed = 8, .min = 2 * BOX_BLOCK, .max = 2 * BOX_BLOCK};
+    unsigned char *buf = malloc(half.max);
+    struct hedge_error e;
+
+    assert_int_equal(sos_sink_open(s, sink, &e), 0);
+    writer_init(w, *sink);
+    assert_int_equal(writer_write(w, "small", 5), 0);
+    assert_int_equal(record_write(&half, w, 0, 0, buf), 0);
+    free(buf);
+}
+
+static void expect_small(struct reader *r, int rv)
+{
+    struct piece p;
+
+    assert_int_equal(reader_next(r, 3000, &p), rv);
+    if (rv == 0) {
+        assert_int_equal(p.len, 5);
+        assert_memory_equal(p.data, "small", 5);
+    }
+}
+
+/* The end a reader has come to stays where it is: what is written afterwards
+ * would leave a hole. */
+static void two_unfinished_records(void **state)
+{
+    struct hedge_error e;
+    struct sos_store *s;
+    struct manifest m;
+    struct reader *r;
+    struct writer w[2];
+    struct sink *sink[2];
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.disk = 64 << 20});
+    s = box_store(&b, "x", NULL);
+    write_half(s, &w[0], &sink[0]);
+    write_half(s, &w[1], &sink[1]);
+    r = box_reader(s, NULL);
+    expect_small(r, 0); /* Of the first; its long record is left out. */
+    assert_int_equal(writer_flush(&w[0]), 0);
+    assert_int_equal(writer_write(&w[0], "after", 5), 0);
+    assert_int_equal(writer_flush(&w[0]), 0);
+    expect_small(r, 0); /* Of the second. */
+    expect_small(r, HEDGE_EEND);
+    box_reader_free(r);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(writer_finish(&w[i], &m), 0);
+        assert_int_equal(sos_sink_close(sink[i], &m, &m, &e), 0);
+    }
+    sos_store_unref(s);
+    box_close(&b);
+}
+
+/* A record whose writer has vanished is not waited for, though others write. */
+static void followers_pass_over_what_has_no_end(void **state)
+{
+    const struct sos_read_options follow = {.follow = true};
+    struct hedge_error e;
+    struct sos_store *s;
+    struct manifest m;
+    struct reader *r;
+    struct writer w[2];
+    struct sink *sink[2];
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.disk = 64 << 20});
+    s = box_store(&b, "x", NULL);
+    write_half(s, &w[0], &sink[0]);
+    assert_int_equal(sos_sink_open(s, &sink[1], &e), 0);
+    writer_init(&w[1], sink[1]);
+    writer_drop(&w[0]);
+    sos_sink_abort(sink[0]);
+    assert_int_equal(writer_write(&w[1], "small", 5), 0);
+    assert_int_equal(writer_flush(&w[1]), 0);
+    r = box_reader(s, &follow);
+    expect_small(r, 0);
+    expect_small(r, 0);
+    assert_int_equal(writer_finish(&w[1], &m), 0);
+    assert_int_equal(sos_sink_close(sink[1], &m, &m, &e), 0);
+    expect_small(r, HEDGE_EABORTED);
+    box_reader_free(r);
+    sos_store_unref(s);
+    box_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -436,6 +529,8 @@ int main(void)
         cmocka_unit_test(fetched_ahead_is_no_reason_for_full),
         cmocka_unit_test(follows_a_slow_writer),
         cmocka_unit_test(open_stores_give_a_prefix),
+        cmocka_unit_test(two_unfinished_records),
+        cmocka_unit_test(followers_pass_over_what_has_no_end),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,9 +6,7 @@
 #include "tests/lib/check.h"
 #include "tests/lib/sos_box.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,42 +133,6 @@ static void disk_fails_and_nothing_else_is_there(void **state)
     }
 }
 
-/* Flip one bit in an extent file of the box. */
-static void flip_on_disk(struct box *b, off_t at)
-{
-    char dir[128], path[400] = "";
-    struct dirent *d;
-    unsigned char c;
-    DIR *open_dir;
-    int fd;
-
-    (void)snprintf(dir, sizeof dir, "%s/blocks", b->dir);
-    open_dir = opendir(dir);
-    assert_non_null(open_dir);
-    while ((d = readdir(open_dir)) != NULL) {
-        char name[400];
-        off_t size;
-
-        (void)snprintf(name, sizeof name, "%s/%s", dir, d->d_name);
-        fd = open(name, O_RDONLY);
-        size = fd >= 0 && d->d_name[0] != '.' ? lseek(fd, 0, SEEK_END) : -1;
-        if (fd >= 0) {
-            (void)close(fd);
-        }
-        if (size > at) {
-            (void)snprintf(path, sizeof path, "%s", name);
-        }
-    }
-    (void)closedir(open_dir);
-    fd = open(path, O_RDWR);
-    assert_true(fd >= 0);
-    assert_int_equal(pread(fd, &c, 1, at), 1);
-    c ^= 4;
-    assert_int_equal(pwrite(fd, &c, 1, at), 1);
-    assert_int_equal(fsync(fd), 0);
-    (void)close(fd);
-}
-
 static void a_flipped_bit_on_disk(void **state)
 {
     /* In a header, in payloads. */
@@ -187,7 +149,7 @@ static void a_flipped_bit_on_disk(void **state)
         s = box_store(&b, "x", NULL);
         w = box_write(s, &small, 1600);
         assert_int_equal(w.closed, 0);
-        flip_on_disk(&b, at[i]);
+        box_flip_on_disk(&b, at[i]);
         assert_int_equal(box_read(s, &small, NULL, NULL, &e), HEDGE_ECORRUPT);
         assert_non_null(strstr(e.text, "store \"x\", block 0/"));
         assert_non_null(strstr(e.text, "on here (disk)"));

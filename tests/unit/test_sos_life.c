@@ -2,6 +2,7 @@
  * aborting, replicas. */
 #include "store/base/clock.h"
 #include "store/base/mem.h"
+#include "tests/lib/blocks.h"
 #include "tests/lib/check.h"
 #include "tests/lib/sos_box.h"
 
@@ -130,28 +131,48 @@ static void discarding_under_a_reader(void **state)
     }
 }
 
-/* Two writers in turns, so that records are followed out of turn. */
-static void write_interleaved(struct sos_store *s, uint64_t n)
+/* Records of four blocks of two writers, block by block in turns, so that they
+ * are followed out of turn. */
+static void write_interleaved(struct sos_store *s)
 {
-    unsigned char *buf = malloc(spans.max + 1);
-    struct hedge_error e;
-    struct manifest m;
-    struct writer w[2];
+    const struct record_shape large = {
+        .seed = 3, .min = 7 * BOX_BLOCK / 2, .max = 7 * BOX_BLOCK / 2};
+    unsigned char *buf = malloc(large.max);
+    struct blocks *b[2];
     struct sink *sink[2];
+    struct hedge_error e;
+    struct manifest m[2];
 
     for (unsigned i = 0; i < 2; i++) {
+        struct writer w;
+
         assert_int_equal(sos_sink_open(s, &sink[i], &e), 0);
-        writer_init(&w[i], sink[i]);
+        b[i] = malloc(sizeof *b[i]);
+        blocks_init(b[i], BOX_BLOCK);
+        b[i]->sink.generation = sink[i]->generation;
+        b[i]->sink.writer = sink[i]->writer;
+        writer_init(&w, &b[i]->sink);
+        for (uint64_t k = 0; k < 8; k++) {
+            assert_int_equal(record_write(&large, &w, i, k, buf), 0);
+        }
+        assert_int_equal(writer_finish(&w, &m[i]), 0);
     }
-    for (uint64_t k = 0; k < 2 * n; k++) {
-        assert_int_equal(
-            record_write(&spans, &w[k % 2], (uint32_t)(k % 2), k / 2, buf), 0);
+    for (unsigned k = 0; k < 2 * b[0]->n; k++) {
+        struct block_header h = blocks_header(b[k % 2], k / 2);
+        struct sink *to = sink[k % 2];
+        void *block;
+
+        assert_int_equal(to->ops->block(to, &block, &e), 0);
+        memcpy(block, b[k % 2]->block[k / 2], BLOCK_HEADER_SIZE + h.raw_len);
+        assert_int_equal(to->ops->put(to, block, &h, &e), 0);
     }
     for (unsigned i = 0; i < 2; i++) {
-        assert_int_equal(writer_finish(&w[i], &m), 0);
-        assert_int_equal(sos_sink_close(sink[i], &m, &m, &e), 0);
+        assert_int_equal(sos_sink_close(sink[i], &m[i], &m[i], &e), 0);
+        blocks_release(b[i]);
+        free(b[i]);
     }
     free(buf);
+    box_expect(s, &large, NULL);
 }
 
 /* A source whose segments travel on discards on the receiver's word only, and
@@ -167,9 +188,9 @@ static void far_readers_say_when(void **state)
     unsigned n = 0;
 
     (void)state;
-    box_open(&b, &(struct box_options){.blocks = 64});
+    box_open(&b, &(struct box_options){.blocks = 300});
     s = box_store(&b, "x", NULL);
-    write_interleaved(s, 100);
+    write_interleaved(s);
     assert_int_equal(sos_source_open(s, &discard, &source, &e), 0);
     sos_source_manual_discard(source);
     while (source->ops->next(source, 1000, &seg, &e) == 0) {
@@ -188,6 +209,187 @@ static void far_readers_say_when(void **state)
     assert_int_equal(sos_store_info(s, &info), 0);
     assert_int_equal(info.readers, 0);
     mem_free(info.uses);
+    sos_store_unref(s);
+    box_close(&b);
+}
+
+/* A block is read by two and discarded by a third: it is dropped when the last
+ * of them has it. */
+static void *read_one(void *reader)
+{
+    struct piece p;
+
+    return reader_next(reader, 5000, &p) == 0 ? reader : NULL;
+}
+
+static void the_last_reader_drops(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct fake_unit u;
+    struct reader *r[3];
+    struct sos_store *s;
+    pthread_t thread[2];
+    struct piece p;
+    struct box b;
+
+    (void)state;
+    o.mem_limit = 1;
+    box_open(&b, &(struct box_options){.blocks = 64, .nodes = 1});
+    s = box_store(&b, "x", &o);
+    assert_int_equal(box_write(s, &small, 2).closed, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        r[i] = box_reader(s, i == 2 ? &discard : NULL);
+    }
+    while (reader_next(r[2], 1000, &p) == 0 && !(p.last && r[2]->at > 100)) {
+    }
+    u = fake_tier_unit(b.remote, 0);
+    u.delay_ms = 300;
+    fake_tier_set(b.remote, 0, &u);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(pthread_create(&thread[i], NULL, read_one, r[i]), 0);
+        clock_sleep_ms(60);
+    }
+    while (reader_next(r[2], 1000, &p) == 0) {
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        void *got;
+
+        pthread_join(thread[i], &got);
+        assert_non_null(got);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        box_reader_free(r[i]);
+    }
+    box_expect_empty(&b);
+    sos_store_unref(s);
+    box_close(&b); /* Counts drops of what was being read. */
+}
+
+/* Fill the memory tier with a store of its own. */
+static struct sos_store *fill_memory(struct box *b)
+{
+    const struct record_shape one_block = {
+        .seed = 5, .min = BOX_PAYLOAD - 4, .max = BOX_PAYLOAD - 4};
+    struct sos_store *s = box_store(b, "filler", NULL);
+
+    assert_int_equal(box_write(s, &one_block, BOX_STORED).closed, 0);
+    return s;
+}
+
+/* Nobody takes the block, and nobody wants it any more. */
+static void discarded_while_it_is_refused(void **state)
+{
+    const struct sos_read_options o = {.discard = true, .follow = true};
+    struct sos_store *filler, *s;
+    struct hedge_error e = {0};
+    unsigned char buf[5000];
+    struct fake_unit u;
+    struct manifest m;
+    struct reader *r;
+    struct writer w;
+    struct sink *sink;
+    struct piece p;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.nodes = 1});
+    filler = fill_memory(&b);
+    u = fake_tier_unit(b.remote, 0);
+    u.delay_ms = 200;
+    u.put_status = HEDGE_EREFUSED;
+    fake_tier_set(b.remote, 0, &u);
+    s = box_store(&b, "x", NULL);
+    assert_int_equal(sos_sink_open(s, &sink, &e), 0);
+    writer_init(&w, sink);
+    r = box_reader(s, &o);
+    assert_int_equal(record_write(&small, &w, 0, 0, buf), 0);
+    assert_int_equal(writer_flush(&w), 0);
+    assert_int_equal(reader_next(r, 1000, &p), 0);
+    assert_int_equal(reader_next(r, 0, &p), HEDGE_ETIMEDOUT);
+    assert_int_equal(writer_finish(&w, &m), 0);
+    assert_int_equal(sos_sink_close(sink, &m, &m, &e), 0);
+    box_reader_free(r);
+    sos_remove(filler);
+    sos_store_unref(filler);
+    box_expect_empty(&b);
+    sos_store_unref(s);
+    box_close(&b);
+}
+
+/* A reader stops at a block that is just leaving: it is the reader's from then
+ * on, and does not keep others from leaving. */
+static void an_abandoned_block_in_the_doorway(void **state)
+{
+    struct sos_store *filler, *s;
+    struct hedge_error e = {0};
+    unsigned char buf[5000];
+    struct fake_unit u;
+    struct manifest m;
+    struct reader *r;
+    struct writer w;
+    struct sink *sink;
+    struct piece p;
+    struct box b;
+
+    (void)state;
+    alarm(60);
+    box_open(&b, &(struct box_options){.nodes = 1});
+    filler = fill_memory(&b);
+    u = fake_tier_unit(b.remote, 0);
+    u.delay_ms = 50;
+    fake_tier_set(b.remote, 0, &u);
+    s = box_store(&b, "x", NULL);
+    assert_int_equal(sos_sink_open(s, &sink, &e), 0);
+    writer_init(&w, sink);
+    r = box_reader(s, NULL);
+    assert_int_equal(record_write(&small, &w, 0, 0, buf), 0);
+    assert_int_equal(writer_flush(&w), 0);
+    assert_int_equal(reader_next(r, 1000, &p), 0);
+    for (uint64_t i = 1; i < 200; i++) {
+        assert_int_equal(record_write(&small, &w, 0, i, buf), 0);
+    }
+    assert_int_equal(writer_finish(&w, &m), 0);
+    assert_int_equal(sos_sink_close(sink, &m, &m, &e), 0);
+    record_fill(&small, 0, 0, 0, buf, p.len);
+    assert_memory_equal(p.data, buf, p.len); /* Still valid. */
+    box_reader_free(r);
+    box_expect(s, &small, &m);
+    sos_store_unref(filler);
+    sos_store_unref(s);
+    box_close(&b);
+    alarm(0);
+}
+
+/* The janitor is busy with one store while another one's memory is not yet
+ * free: who needs it waits. */
+static void room_that_is_coming_is_waited_for(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct sos_store *busy, *filler, *s;
+    struct box_result r;
+    struct fake_unit u;
+    struct box b;
+
+    (void)state;
+    o.mem_limit = 1;
+    box_open(&b, &(struct box_options){.nodes = 1});
+    busy = box_store(&b, "busy", &o);
+    assert_int_equal(box_write(busy, &small, 10).closed, 0);
+    filler = fill_memory(&b);
+    u = fake_tier_unit(b.remote, 0);
+    u.refuse = true;
+    fake_tier_set(b.remote, 0, &u);
+    fake_tier_slow_drops(b.remote, 300);
+    sos_remove(busy);
+    sos_store_unref(busy);
+    clock_sleep_ms(50);
+    sos_remove(filler);
+    sos_store_unref(filler);
+    s = box_store(&b, "x", NULL);
+    r = box_write(s, &small, 100);
+    assert_int_equal(r.closed, 0);
+    box_expect(s, &small, &r.manifest);
+    fake_tier_slow_drops(b.remote, 0);
     sos_store_unref(s);
     box_close(&b);
 }
@@ -513,6 +715,10 @@ int main(void)
         cmocka_unit_test(load_process_discard),
         cmocka_unit_test(discarding_under_a_reader),
         cmocka_unit_test(far_readers_say_when),
+        cmocka_unit_test(the_last_reader_drops),
+        cmocka_unit_test(discarded_while_it_is_refused),
+        cmocka_unit_test(an_abandoned_block_in_the_doorway),
+        cmocka_unit_test(room_that_is_coming_is_waited_for),
         cmocka_unit_test(removing_under_readers_and_writers),
         cmocka_unit_test(expires),
         cmocka_unit_test(aborted_after_the_whole_records),
