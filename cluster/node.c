@@ -522,6 +522,7 @@ static int start_store(struct hedge_node *n, struct hedge_error *e)
                             .disk_reserve = n->o.disk_reserve,
                             .lend_mem = n->o.lend_mem,
                             .lend_disk = n->o.lend_disk,
+                            .lend_lease_ms = n->o.block_lease_ms,
                             .io = (enum disk_io)n->o.io,
                             .on_expired = stores_on_expired,
                             .on_expired_ctx = n};

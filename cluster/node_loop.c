@@ -168,6 +168,39 @@ static void set_timer(struct hedge_node *n)
 
 /* --- membership --- */
 
+struct seen_work {
+    struct work work;
+    struct hedge_node *node;
+    uint64_t incarnation;
+    char id[MEMBER_ID_SIZE];
+};
+
+static void run_seen(struct work *work)
+{
+    struct seen_work *w = container_of(work, struct seen_work, work);
+    struct sos_owner owner = {.id = w->id, .incarnation = w->incarnation};
+
+    sos_lend_seen(w->node->sos, &owner);
+    mem_free(w);
+}
+
+/* A node has joined: what an earlier life of it left here can go. */
+static void tell_sos(struct hedge_node *n, const struct membership_change *c)
+{
+    struct seen_work *w =
+        strcmp(c->id, n->id) != 0 ? mem_calloc(1, sizeof *w) : NULL;
+
+    if (w == NULL) {
+        return; /* Its next renewal tells, or their lease ends. */
+    }
+    w->node = n;
+    w->incarnation = c->incarnation;
+    memcpy(w->id, c->id, sizeof w->id);
+    if (pool_submit(n->dial_pool, &w->work, run_seen) != 0) {
+        mem_free(w);
+    }
+}
+
 static void tell_changes(struct hedge_node *n, struct membership_actions *a)
 {
     for (size_t i = 0; i < a->n_changes; i++) {
@@ -186,6 +219,8 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
                      : membership_reason_text(c->reason));
         if (c->type == MEMBERSHIP_LEAVE) {
             directory_evict(n->directory, c->id, c->incarnation);
+        } else {
+            tell_sos(n, c);
         }
         if (n->o.on_member != NULL) {
             n->o.on_member(n->o.data, c->type == MEMBERSHIP_JOIN, c->id);

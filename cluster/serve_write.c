@@ -13,6 +13,7 @@
 #define STEP_MS 200
 #define CALL_MS 10000
 #define CREDIT_BATCH 4
+#define RECORDS_TAG 0x12 /* Field 2 of a WriteRequest, bytes follow. */
 
 struct writing {
     struct hedge_node *node;
@@ -234,28 +235,50 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
     return rv;
 }
 
+/* Records are large and copied; a block is taken from the message itself. */
+static int unpack_request(struct rpc_msg *msg, Hedge__V1__WriteRequest **out,
+                          bool *has_body, size_t *body_len,
+                          struct hedge_error *e)
+{
+    const unsigned char *first;
+    unsigned char *head;
+    size_t head_len;
+    int rv;
+
+    *out = NULL;
+    *has_body = false;
+    if (rpc_msg_peek(msg, &first) > 0 && *first == RECORDS_TAG) {
+        *out = pb_from_msg(&hedge__v1__write_request__descriptor, msg, e);
+        return *out != NULL ? 0 : HEDGE_EPROTO;
+    }
+    rv = wire_split(msg, &head, &head_len, has_body, body_len, e);
+    if (rv != 0) {
+        return rv;
+    }
+    *out = pb_unpack(&hedge__v1__write_request__descriptor, head, head_len);
+    mem_free(head);
+    return *out != NULL ? 0 : error_set(e, HEDGE_EPROTO, "not a WriteRequest");
+}
+
 /* One message; HEDGE_EEND when the writer has committed. */
 static int take_message(struct writing *w, struct rpc_msg *msg,
                         struct hedge_error *e)
 {
     Hedge__V1__WriteRequest *m;
-    unsigned char *head;
-    size_t head_len, body_len;
+    size_t body_len;
     bool has_body;
-    int rv = wire_split(msg, &head, &head_len, &has_body, &body_len, e);
+    int rv = unpack_request(msg, &m, &has_body, &body_len, e);
 
     if (rv != 0) {
         return rv;
     }
-    m = pb_unpack(&hedge__v1__write_request__descriptor, head, head_len);
-    mem_free(head);
-    if (m == NULL) {
-        return error_set(e, HEDGE_EPROTO, "not a WriteRequest");
-    }
     if (m->open != NULL || (has_body && w->framing) ||
-        (has_body && m->records != NULL)) {
+        has_body + (m->records != NULL) + (m->commit != NULL) +
+                (m->block.len > 0) >
+            1) {
         rv = error_set(e, HEDGE_EPROTO,
-                       "after `open` come blocks, or records, and a commit");
+                       "after `open` come blocks, or records, and a commit, "
+                       "each in a message of its own");
     } else if (has_body) {
         rv = take_block(w, msg, body_len, e);
     } else if (m->records != NULL) {

@@ -575,6 +575,7 @@ struct remote_source {
     struct source base;
     struct rpc_stream *stream;
     const struct block_memory *memory;
+    char *name;
     unsigned owed; /* Segments delivered, whose credit has not gone back. */
     bool opened;   /* The node has told its block size; it does so once. */
     void *block;
@@ -665,6 +666,7 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
     int rv = wire_split(msg, &head, &head_len, &has_body, &body_len, e);
 
     memset(seg, 0, sizeof *seg);
+    seg->store = s->name;
     if (rv == 0) {
         r = pb_unpack(&hedge__v1__read_reply__descriptor, head, head_len);
         mem_free(head);
@@ -755,6 +757,7 @@ static void remote_source_free(struct source *base)
     if (s->block != NULL) {
         s->memory->put(s->memory->ctx, s->block);
     }
+    mem_free(s->name);
     mem_free(s);
 }
 
@@ -769,17 +772,21 @@ int remote_source_open(struct rpc_channel *c, const char *name, bool follow,
     Hedge__V1__ReadRequest m = HEDGE__V1__READ_REQUEST__INIT;
     Hedge__V1__ReadOpen open = HEDGE__V1__READ_OPEN__INIT;
     struct remote_source *s = mem_calloc(1, sizeof *s);
-    char *copy = mem_strdup(name);
     struct rpc_msg msg;
     struct segment seg;
-    int rv = s == NULL || copy == NULL ? HEDGE_ENOMEM : 0;
+    int rv;
 
     *out = NULL;
+    if (s == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
+    }
+    s->name = mem_strdup(name);
+    rv = s->name == NULL ? HEDGE_ENOMEM : 0;
     if (rv == 0) {
         s->base.ops = &remote_source_ops;
         s->base.block_size = BLOCK_SIZE_MAX;
         s->memory = memory != NULL ? memory : block_memory_heap();
-        open.name = copy;
+        open.name = s->name;
         open.follow = follow;
         open.discard = discard;
         m.open = &open;
@@ -807,13 +814,10 @@ int remote_source_open(struct rpc_channel *c, const char *name, bool follow,
     } else {
         (void)error_set(e, rv, "cannot open a stream");
     }
-    mem_free(copy);
-    if (rv != 0 && s != NULL) {
+    if (rv != 0) {
         remote_source_free(&s->base);
         return rv;
     }
-    if (rv == 0) {
-        *out = &s->base;
-    }
-    return rv;
+    *out = &s->base;
+    return 0;
 }

@@ -359,6 +359,7 @@ static int at_end(struct cursor *c, struct segment *seg)
     seg->state = store->writers > 0 || store->n_writers == 0 ? STORE_OPEN
                  : store->aborted                            ? STORE_ABORTED
                                                              : STORE_CLOSED;
+    seg->store = store->name;
     seg->manifest = store->closed;
     seg->complete = c->next == store->next_ordinal;
     return HEDGE_EEND;

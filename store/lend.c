@@ -25,7 +25,7 @@ struct part {
     char owner[];
 };
 
-#define KEEP_FIRST_MS 20000 /* At least, until the first renewal. */
+#define LEASE_DEFAULT_MS 20000
 #define GRACE_MS 5000
 /* A part without blocks ends after this long: its owner, which has dropped each
  * of them, need not drop it as well. */
@@ -35,6 +35,9 @@ void lend_init(struct sos *s)
 {
     pthread_mutex_init(&s->lend_lock, NULL);
     list_init(&s->parts);
+    if (s->lend_lease_ms == 0) {
+        s->lend_lease_ms = LEASE_DEFAULT_MS;
+    }
 }
 
 /* All of these: lend_lock held. */
@@ -109,6 +112,11 @@ static void part_kill(struct sos *s, struct part *p, const char *why)
     }
 }
 
+static uint64_t expiry(uint64_t lease_ms, uint64_t ttl_ms)
+{
+    return clock_boot_ms() + (lease_ms > ttl_ms ? lease_ms : ttl_ms) + GRACE_MS;
+}
+
 static struct part *part_make(struct sos *s, const struct sos_owner *owner,
                               uint64_t generation, uint64_t ttl_ms)
 {
@@ -119,9 +127,7 @@ static struct part *part_make(struct sos *s, const struct sos_owner *owner,
         p->generation = generation;
         p->incarnation = owner->incarnation;
         p->ttl_ms = ttl_ms;
-        p->expires_ms =
-            clock_boot_ms() + GRACE_MS +
-            (ttl_ms > KEEP_FIRST_MS ? ttl_ms : (uint64_t)KEEP_FIRST_MS);
+        p->expires_ms = expiry(s->lend_lease_ms, ttl_ms);
         memcpy(p->owner, owner->id, len);
         list_push(&s->parts, &p->link);
     }
@@ -535,10 +541,16 @@ void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
     pthread_mutex_unlock(&s->lend_lock);
 }
 
+void sos_lend_seen(struct sos *s, const struct sos_owner *owner)
+{
+    pthread_mutex_lock(&s->lend_lock);
+    (void)check_incarnation(s, owner, NULL);
+    pthread_mutex_unlock(&s->lend_lock);
+}
+
 void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
                     uint64_t lease_ms)
 {
-    uint64_t now = clock_boot_ms();
     struct list *l;
 
     pthread_mutex_lock(&s->lend_lock);
@@ -547,8 +559,7 @@ void sos_lend_renew(struct sos *s, const struct sos_owner *owner,
         struct part *p = container_of(l, struct part, link);
 
         if (is_owner(p, owner) && p->incarnation == owner->incarnation) {
-            p->expires_ms =
-                now + (lease_ms > p->ttl_ms ? lease_ms : p->ttl_ms) + GRACE_MS;
+            p->expires_ms = expiry(lease_ms, p->ttl_ms);
         }
     }
     pthread_mutex_unlock(&s->lend_lock);

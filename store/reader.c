@@ -139,10 +139,13 @@ static int at_end(struct reader *r)
                          (unsigned long long)r->seg.manifest.bytes);
     }
     if (r->seg.state == STORE_ABORTED) {
-        return error_set(&r->error, HEDGE_EABORTED,
-                         "a writer vanished before it closed; %llu whole "
-                         "records were there",
-                         (unsigned long long)r->seen.records);
+        (void)error_set(&r->error, HEDGE_EABORTED,
+                        "a writer vanished before it closed; %llu whole "
+                        "records were there",
+                        (unsigned long long)r->seen.records);
+        return r->seg.store != NULL
+                   ? error_prefix(&r->error, "store \"%s\"", r->seg.store)
+                   : HEDGE_EABORTED;
     }
     return HEDGE_EEND;
 }

@@ -482,6 +482,7 @@ int sos_new(const struct sos_options *o, struct sos **out,
     s->on_expired_ctx = o->on_expired_ctx;
     s->lend_mem = o->lend_mem;
     s->lend_disk = o->lend_disk;
+    s->lend_lease_ms = o->lend_lease_ms;
     list_init(&s->stores);
     list_init(&s->doomed);
     list_init(&s->tombstones);

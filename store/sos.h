@@ -32,6 +32,8 @@ struct sos_options {
     uint64_t disk_limit; /* 0: no disk tier. */
     uint64_t disk_reserve;
     uint64_t lend_mem, lend_disk; /* What other nodes may use. */
+    uint64_t lend_lease_ms; /* As sos_lend_renew()'s, before the first of them;
+                             * 0: 20 s. */
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
@@ -182,6 +184,9 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
 /* generation 0: all of this owner's; `id` not NULL: this block only. */
 void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
                    uint64_t generation, const struct block_id *id);
+/* This life of the owner has been heard of: what earlier ones left is dropped.
+ */
+void sos_lend_seen(struct sos *s, const struct sos_owner *owner);
 /* The owner is alive: its blocks stay for max(lease_ms, the store's TTL) and a
  * few seconds from now. */
 void sos_lend_renew(struct sos *s, const struct sos_owner *owner,

@@ -96,7 +96,7 @@ struct sos {
 
     pthread_mutex_t lend_lock; /* lend.c */
     struct list parts;
-    uint64_t lend_mem, lend_disk, mem_lent, disk_lent;
+    uint64_t lend_mem, lend_disk, mem_lent, disk_lent, lend_lease_ms;
 };
 
 /* sos.c. With store->lock held. */

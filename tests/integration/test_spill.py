@@ -326,7 +326,7 @@ class Spill(SharedTest):
         self.assertGreater(info["bytes"], 12 * MIB)
         self.check_read("x", data[:info["bytes"]])
         text = self.last.err.splitlines()[-1]
-        self.assertIn("2.0 MiB", text)
+        self.assertIn("it may use memory 2.0 MiB, disk 3.0 MiB", text)
         info = self.write("y", data[:12 * MIB], "--mem-limit", "2M",
                           "--disk-limit", "3M")
         self.assertGreaterEqual(len(info["tiers"]), 5)
