@@ -339,7 +339,7 @@ static void prepare(void)
     if (bench_memory_available() < mem_limit + opt.size + 256 * MIB) {
         bench_die("%llu MiB of memory are needed, %llu MiB are available; "
                   "--size makes it less",
-                  (unsigned long long)((mem_limit + opt.size) / MIB + 256),
+                  (unsigned long long)(mem_limit + opt.size) / MIB + 256,
                   (unsigned long long)(bench_memory_available() / MIB));
     }
     make_file(dir);
