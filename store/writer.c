@@ -28,6 +28,18 @@ static int fail(struct writer *w, int rv)
     return rv;
 }
 
+/* The sink has failed by itself; asked for a block it says why. */
+static int sink_failed(struct writer *w, int rv)
+{
+    void *block;
+
+    if (w->status == 0 &&
+        w->sink->ops->block(w->sink, &block, &w->error) == 0) {
+        w->sink->ops->back(w->sink, block);
+    }
+    return fail(w, rv);
+}
+
 static int start_block(struct writer *w)
 {
     void *block;
@@ -172,7 +184,7 @@ int writer_write(struct writer *w, const void *data, size_t len)
     unsigned char *p;
 
     if (failed != 0) {
-        return fail(w, failed);
+        return sink_failed(w, failed);
     }
     if (w->payload == NULL || w->status != 0 || w->records == 0 ||
         len > HASH_STEP || w->capacity - w->at < BLOCK_FRAME_SIZE + len) {
