@@ -17,6 +17,9 @@
 #define SLOTS 16
 #define OWN_BLOCKS 2 /* What a reader is sure to have. */
 #define WAIT_STEP_MS 50
+/* How long a claim waits for what is still being read ahead. */
+#define CLAIM_TRIES 50
+#define CLAIM_STEP_MS 10
 #define WINDOW_MAX 64 /* Segments given to a far reader, not yet done. */
 
 /* A segment given out, and what was passed over after it. */
@@ -142,6 +145,20 @@ bool cursors_reclaim(struct sos *s)
     }
     pthread_mutex_unlock(&s->cursors_lock);
     return loading;
+}
+
+bool cursors_claim(struct sos *s, enum arena_class cls, unsigned n)
+{
+    for (unsigned i = 0; i < CLAIM_TRIES; i++) {
+        if (arena_claim(s->arena, cls, n)) {
+            return true;
+        }
+        if (!cursors_reclaim(s)) {
+            break;
+        }
+        clock_sleep_ms(CLAIM_STEP_MS);
+    }
+    return arena_claim(s->arena, cls, n);
 }
 
 /* store->lock held. The block for `e`: out of the ring, or fetched now. A slot
@@ -562,7 +579,7 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     if (c == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
     }
-    if (!arena_claim(s->arena, ARENA_READ, OWN_BLOCKS)) {
+    if (!cursors_claim(s, ARENA_READ, OWN_BLOCKS)) {
         struct arena_use u;
 
         mem_free(c);
