@@ -370,7 +370,7 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
     if (sink == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a writer");
     }
-    if (!claim_blocks(s, ARENA_FILL, 1)) {
+    if (!cursors_claim(s, ARENA_FILL, 1)) {
         mem_free(sink);
         return refuse_busy(s, e);
     }

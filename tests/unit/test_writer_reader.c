@@ -363,6 +363,31 @@ static void writers_that_cannot_be(void **state)
     blocks_delete(b);
 }
 
+static int gone_block(struct sink *s, void **block, struct hedge_error *e)
+{
+    (void)s;
+    *block = NULL;
+    return error_set(e, HEDGE_EUNAVAILABLE, "the node has gone");
+}
+
+/* Whichever call finds that the sink has failed, the writer can say why. */
+static void a_failed_sink_says_why(void **state)
+{
+    static const struct sink_ops ops = {.block = gone_block};
+    struct sink sink = {.ops = &ops, .block_size = SIZE};
+    struct writer w;
+
+    (void)state;
+    writer_init(&w, &sink);
+    atomic_store(&sink.failed, HEDGE_EUNAVAILABLE);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(writer_write(&w, "x", 1), HEDGE_EUNAVAILABLE);
+        assert_int_equal(w.error.code, HEDGE_EUNAVAILABLE);
+        assert_string_equal(w.error.text, "the node has gone");
+    }
+    writer_drop(&w);
+}
+
 static void lost_doubled_and_moved_blocks(void **state)
 {
     struct blocks *b = blocks_new(SIZE);
@@ -510,6 +535,7 @@ int main(void)
         cmocka_unit_test(lying_frames),
         cmocka_unit_test(overrunning_record),
         cmocka_unit_test(writers_that_cannot_be),
+        cmocka_unit_test(a_failed_sink_says_why),
         cmocka_unit_test(lost_doubled_and_moved_blocks),
         cmocka_unit_test(full_sinks),
         cmocka_unit_test(sink_fails_later),
