@@ -354,6 +354,9 @@ static int open_store(struct hedge_node *n, const Hedge__V1__WriteOpen *open,
 {
     struct sos_store_options options;
 
+    if (open->existing) {
+        return stores_find(n, open->name, CALL_MS, p, e);
+    }
     pb_to_store_options(open->options, &options);
     return stores_open(n, open->name, open->options != NULL ? &options : NULL,
                        !open->append, CALL_MS, p, e);

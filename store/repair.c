@@ -212,7 +212,7 @@ static void repair_store(void *ctx, struct sos_store *store)
 static void run_round(struct repair *r, struct round *round)
 {
     *round = (struct round){.repair = r};
-    sos_each(r->sos, repair_store, round);
+    round->missing += sos_each(r->sos, repair_store, round) != 0;
     if (round->made > 0 || round->missing > 0) {
         log_info("sos", "%u lost copies made again, %u could not be",
                  round->made, round->missing);

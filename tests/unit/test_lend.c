@@ -321,6 +321,23 @@ static void own_blocks_are_not_lent(void **state)
     box_close(&b);
 }
 
+/* A peer that names a store of this node gets nowhere near it. */
+static void own_generations_are_refused(void **state)
+{
+    struct sos_store *own;
+    struct lent l;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &lender);
+    own = box_store(&b, "own", NULL);
+    assert_int_equal(
+        put(&b, &owner, &plain, id_of(sos_store_generation(own), 0), 100, &l),
+        HEDGE_EPROTO);
+    sos_store_unref(own);
+    box_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -332,6 +349,7 @@ int main(void)
         cmocka_unit_test(a_disk_that_fails),
         cmocka_unit_test(a_flipped_bit_on_disk),
         cmocka_unit_test(dropped_while_read),
+        cmocka_unit_test(own_generations_are_refused),
         cmocka_unit_test(own_blocks_are_not_lent),
     };
 
