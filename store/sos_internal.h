@@ -1,7 +1,7 @@
 /* sos_internal.h - what the files of the spill-over store share.
  *
  * Locks, in the order in which they may be taken:
- *   sos.lock or sos.cursors_lock -> sos_store.lock -> passages.lock
+ *   sos.lend_lock -> sos.lock or sos.cursors_lock -> sos_store.lock -> passages.lock
  *   -> arena, catalog (leaves)
  * Callbacks of tiers take sos_store.lock and never sos.lock. */
 #ifndef STORE_SOS_INTERNAL_H
