@@ -436,6 +436,12 @@ static int set_options(struct hedge_node *n, const struct hedge_options *o,
     if (n->o.mem_limit == 0) {
         n->o.mem_limit = default_mem_limit();
     }
+    if (n->o.mem_limit > memory_available()) {
+        log_warn("node",
+                 "the memory limit of %llu bytes is more than this machine has "
+                 "available",
+                 (unsigned long long)n->o.mem_limit);
+    }
     if (n->o.block_lease_ms == 0) {
         n->o.block_lease_ms = 2 * n->o.lease_ms;
     }

@@ -554,7 +554,13 @@ static void serve_link(struct hedge_node *n, struct uplink *up)
     rpc_stream_free(s);
     rpc_channel_free(c);
     if (rv != 0) {
-        log_info("node", "control stream to %s: %s", target,
+        /* Refused for what this node is, it stays outside until changed. */
+        bool refused =
+            rv == HEDGE_EVERSION || rv == HEDGE_EINVAL || rv == HEDGE_EREFUSED;
+
+        log_line(refused ? LOG_ERROR : LOG_INFO, "node",
+                 "%scontrol stream to %s: %s",
+                 refused ? "this node is not in the group: " : "", target,
                  e.text[0] != '\0' ? e.text : hedge_strerror(rv));
         report_down(n, token, rv);
     }

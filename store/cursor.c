@@ -100,7 +100,8 @@ static void read_ahead(struct cursor *c)
             catalog_get_ordinal(store->sos->catalog, store->generation,
                                 c->ahead, &e) == 0) {
             if (worth_fetching(&e, c->last_writer) &&
-                !fetch_open(f, &e, may_fetch_own(c))) {
+                !fetch_open(f, &e,
+                            may_fetch_own(c) ? ARENA_READ : ARENA_AHEAD)) {
                 return;
             }
             c->last_writer = e.id.writer;
@@ -170,7 +171,7 @@ static struct fetch *fetch_now(const struct catalog_entry *e,
         assert(block_id_equal(&into->entry.id, &e->id));
         return into;
     }
-    return fetch_open(into, e, true) ? into : NULL;
+    return fetch_open(into, e, ARENA_READ) ? into : NULL;
 }
 
 /* --- discarding --- */

@@ -77,7 +77,8 @@ static void fetch_start(struct fetch *f)
     }
 }
 
-bool fetch_open(struct fetch *f, const struct catalog_entry *e, bool own_ok)
+bool fetch_open(struct fetch *f, const struct catalog_entry *e,
+                enum arena_class reserve)
 {
     struct arena *arena = f->store->sos->arena;
     size_t len = BLOCK_HEADER_SIZE + (size_t)e->stored_len;
@@ -94,9 +95,9 @@ bool fetch_open(struct fetch *f, const struct catalog_entry *e, bool own_ok)
         return true;
     }
     f->block = arena_alloc(arena, ARENA_AHEAD, len);
-    if (f->block == NULL && own_ok) {
-        f->block = arena_alloc(arena, ARENA_READ, len);
-        f->own = f->block != NULL;
+    if (f->block == NULL && reserve != ARENA_AHEAD) {
+        f->block = arena_alloc(arena, reserve, len);
+        f->own = f->block != NULL && reserve == ARENA_READ;
     }
     if (f->block == NULL) {
         return false;

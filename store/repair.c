@@ -155,7 +155,7 @@ static void repair_block(struct round *round, struct sos_store *store,
             count_lost(r->sos, e) > 0;
     if (there) {
         lost_last(r->sos, e);
-        open = !passages_owns(r->sos, id) && fetch_open(&f, e, false);
+        open = !passages_owns(r->sos, id) && fetch_open(&f, e, ARENA_SERVE);
     }
     pthread_mutex_unlock(&store->lock);
     if (!there) {
@@ -214,7 +214,7 @@ static void run_round(struct repair *r, struct round *round)
     *round = (struct round){.repair = r};
     round->missing += sos_each(r->sos, repair_store, round) != 0;
     if (round->made > 0 || round->missing > 0) {
-        log_info("sos", "%u lost copies made again, %u could not be",
+        log_warn("sos", "%u lost copies made again, %u could not be",
                  round->made, round->missing);
     }
 }

@@ -1,7 +1,8 @@
 /* sos_internal.h - what the files of the spill-over store share.
  *
  * Locks, in the order in which they may be taken:
- *   sos.lend_lock -> sos.lock or sos.cursors_lock -> sos_store.lock -> passages.lock
+ *   sos.lend_lock -> sos.lock or sos.cursors_lock -> sos_store.lock ->
+ * passages.lock
  *   -> arena, catalog (leaves)
  * Callbacks of tiers take sos_store.lock and never sos.lock. */
 #ifndef STORE_SOS_INTERNAL_H
@@ -144,9 +145,10 @@ struct fetch {
 struct fetch *fetch_of(struct sos_store *store, const struct block_id *id);
 
 /* fetch.c. store->lock held: take the block where it is, or start reading it
- * into memory: spare memory, or (`own_ok`) one of the reader's own. False:
- * there is none now. */
-bool fetch_open(struct fetch *f, const struct catalog_entry *e, bool own_ok);
+ * into memory: spare memory, or that of a class with a share (ARENA_AHEAD: not
+ * that). False: there is none now. */
+bool fetch_open(struct fetch *f, const struct catalog_entry *e,
+                enum arena_class reserve);
 /* Without the lock: wait until the block is here and right; other copies are
  * tried in turn. */
 int fetch_finish(struct fetch *f, struct hedge_error *e);

@@ -31,8 +31,13 @@ static int fail(struct writer *w, int rv)
 /* The sink has failed by itself, not in one of the writer's calls. */
 static int sink_failed(struct writer *w, int rv)
 {
+    void *block;
+
     if (w->status == 0 && w->sink->ops->why != NULL) {
         w->sink->ops->why(w->sink, &w->error);
+    } else if (w->status == 0 &&
+               w->sink->ops->block(w->sink, &block, &w->error) == 0) {
+        w->sink->ops->back(w->sink, block); /* It fails, and says why. */
     }
     return fail(w, rv);
 }

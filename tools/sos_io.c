@@ -14,6 +14,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* So little that it is still in the cache when it is cut into records. */
@@ -251,6 +252,7 @@ static int write_all(const struct sos_write_args *a, struct client *c,
 
 int sos_write_run(const struct sos_write_args *a)
 {
+    struct stat st;
     struct input in = {.fd = STDIN_FILENO};
     struct client *c;
     int rv;
@@ -259,6 +261,10 @@ int sos_write_run(const struct sos_write_args *a)
         in.fd = open(a->file, O_RDONLY | O_CLOEXEC);
         if (in.fd < 0) {
             return cli_fail("%s: %s", a->file, strerror(errno));
+        }
+        if (fstat(in.fd, &st) == 0 && S_ISDIR(st.st_mode)) {
+            close(in.fd);
+            return cli_fail("%s: %s", a->file, strerror(EISDIR));
         }
     }
     rv = ctl_connect(a->ctl, &c);

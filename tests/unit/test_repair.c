@@ -151,6 +151,35 @@ static void two_nodes_at_once(void **state)
     box_close(&b);
 }
 
+/* From the disk here while stored blocks fill the memory. */
+static void from_disk_with_memory_full(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct box_result r;
+    struct sos_store *fill, *store;
+    unsigned before, n;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.disk = 64 << 20, .nodes = 2});
+    fill = box_store(&b, "fill", &o);
+    assert_int_equal(box_write(fill, &shape, RECORDS).closed, 0);
+    o.replicas = 2;
+    o.mem_limit = 1;
+    store = box_store(&b, "x", &o);
+    before = blocks_on(&b, 0) + blocks_on(&b, 1);
+    r = box_write(store, &shape, RECORDS);
+    assert_int_equal(r.closed, 0);
+    n = blocks_on(&b, 0) + blocks_on(&b, 1) - before;
+    assert_true(n > 0 && before == 0);
+    set_gone(&b, 0);
+    await_blocks(&b, 1, n);
+    box_expect(store, &shape, &r.manifest);
+    sos_store_unref(fill);
+    sos_store_unref(store);
+    box_close(&b);
+}
+
 /* No room: nothing changes, and what is left is still read. */
 static void no_room_for_it(void **state)
 {
@@ -178,6 +207,7 @@ int main(void)
         cmocka_unit_test(from_another_node),
         cmocka_unit_test(while_readers_discard),
         cmocka_unit_test(two_nodes_at_once),
+        cmocka_unit_test(from_disk_with_memory_full),
         cmocka_unit_test(no_room_for_it),
     };
 
