@@ -38,10 +38,11 @@ static struct {
 } opt = {.size = (uint64_t)2 << 30, .runs = BENCH_RUNS};
 
 static char file[PATH_SIZE], log_path[PATH_SIZE], ctl[PATH_SIZE];
-static char node_id[64], limit_address[BENCH_ADDRESS_MAX];
+static char node_id[64];
+static char write_address[BENCH_ADDRESS_MAX], read_address[BENCH_ADDRESS_MAX];
 static struct bench_child node;
 static uint64_t mem_limit;
-static bool over_unix;
+static struct bench_child servers[2];
 
 /* --- the limit --------------------------------------------------------------
  */
@@ -165,9 +166,9 @@ static double ours_read(void)
     return timed("hedgectl sos read", argv);
 }
 
-static double limit_run(const char *role, const char *arg)
+static double limit_run(const char *role, const char *address, const char *arg)
 {
-    const char *argv[] = {"/proc/self/exe", role, limit_address, arg, NULL};
+    const char *argv[] = {"/proc/self/exe", role, address, arg, NULL};
 
     return timed("the bare stream", argv);
 }
@@ -298,32 +299,36 @@ static void make_file(const char *dir)
     free(data);
 }
 
-/* The far end of the limit, over what hedgectl uses on one machine: the node's
- * Unix socket, or TCP where the node could not have one. */
-static void limit_start(const char *dir, struct bench_child *server)
+static void server_start(struct bench_child *server, char *address)
 {
-    const char *argv[] = {"/proc/self/exe", "limit-server", limit_address,
-                          NULL};
-    char socket[PATH_SIZE];
+    const char *argv[] = {"/proc/self/exe", "limit-server", address, NULL};
     double port;
 
-    (void)snprintf(socket, sizeof socket, "%s/data/socket", dir);
-    over_unix = access(socket, R_OK | W_OK) == 0;
-    if (over_unix) {
-        (void)snprintf(limit_address, sizeof limit_address, "unix:%.100s/limit",
-                       dir);
-    } else {
-        (void)snprintf(limit_address, sizeof limit_address, "ipv4:127.0.0.1:0");
-    }
     bench_child_start(server, argv, NULL);
     port = bench_child_number(server);
-    if (!over_unix) {
-        (void)snprintf(limit_address, sizeof limit_address,
-                       "ipv4:127.0.0.1:%.0f", port);
+    if (strncmp(address, "ipv4:", 5) == 0) {
+        (void)snprintf(address, BENCH_ADDRESS_MAX, "ipv4:127.0.0.1:%.0f", port);
     }
 }
 
-static void prepare(struct bench_child *server)
+/* The far ends of the limits, over what hedgectl uses on one machine: to write,
+ * the node's Unix socket if it could have one; to read, TCP. */
+static void limits_start(const char *dir)
+{
+    char socket[PATH_SIZE];
+
+    (void)snprintf(socket, sizeof socket, "%s/data/socket", dir);
+    (void)snprintf(write_address, sizeof write_address, "ipv4:127.0.0.1:0");
+    (void)snprintf(read_address, sizeof read_address, "ipv4:127.0.0.1:0");
+    if (access(socket, R_OK | W_OK) == 0) {
+        (void)snprintf(write_address, sizeof write_address, "unix:%.90s/limit",
+                       dir);
+    }
+    server_start(&servers[0], write_address);
+    server_start(&servers[1], read_address);
+}
+
+static void prepare(void)
 {
     const char *dir = bench_dir(opt.dir);
 
@@ -334,12 +339,12 @@ static void prepare(struct bench_child *server)
     if (bench_memory_available() < mem_limit + opt.size + 256 * MIB) {
         bench_die("%llu MiB of memory are needed, %llu MiB are available; "
                   "--size makes it less",
-                  (unsigned long long)((mem_limit + opt.size) / MIB + 256),
+                  (unsigned long long)(mem_limit + opt.size) / MIB + 256,
                   (unsigned long long)(bench_memory_available() / MIB));
     }
     make_file(dir);
     node_start(dir);
-    limit_start(dir, server);
+    limits_start(dir);
     (void)ours_write(); /* Warms the arena, and the file's pages. */
     node_clear();
 }
@@ -352,7 +357,8 @@ static void measure(void)
                                               "whole process"},
                              r = {.unit = "GB/s",
                                   .limit_is = "bare C-core server stream of "
-                                              "as many bytes, whole process"},
+                                              "as many bytes, same transport, "
+                                              "whole process"},
                              m = {.unit = "MiB",
                                   .limit_is = "--mem-limit + 64 MiB; RssAnon "
                                               "+ RssShmem of hedged"};
@@ -369,11 +375,12 @@ static void measure(void)
         bench_die("no thread");
     }
     for (unsigned i = 0; i < opt.runs; i++) {
-        double limit = limit_run("limit-client", file), ours = ours_write();
+        double limit = limit_run("limit-client", write_address, file),
+               ours = ours_write();
 
         bench_add(&w, ours, limit);
         ours = ours_read();
-        limit = limit_run("limit-reader", bytes);
+        limit = limit_run("limit-reader", read_address, bytes);
         bench_add(&r, ours, limit);
         node_clear();
     }
@@ -416,8 +423,6 @@ static void parse(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct bench_child server;
-
     bench_init(argv[0]);
     if (argc == 3 && strcmp(argv[1], "limit-server") == 0) {
         return bare_serve(argv[2]);
@@ -429,9 +434,10 @@ int main(int argc, char **argv)
         return limit_reader(argv[2], argv[3]);
     }
     parse(argc, argv);
-    prepare(&server);
+    prepare();
     measure();
     bench_child_kill(&node);
-    bench_child_end(&server);
+    bench_child_end(&servers[0]);
+    bench_child_end(&servers[1]);
     return 0;
 }

@@ -199,7 +199,8 @@ HEDGE_API int hedge_sos_writer_open(struct hedge_sos *sos,
                                     struct hedge_error *e)
 {
     struct hedge_sos_writer *w = mem_calloc(1, sizeof *w);
-    struct store_link_open o = {.name = sos->name, .append = true};
+    struct store_link_open o = {
+        .name = sos->name, .append = true, .existing = true};
     struct store_link_opened opened;
     int rv;
 

@@ -43,8 +43,8 @@ int client_redirect(struct client *c, const char *grpc_address,
 const char *client_address(const struct client *c);
 /* For streams; lives as long as the client is not redirected. */
 struct rpc_channel *client_channel(struct client *c);
-/* The same for streams of blocks: over the node's Unix socket where it is on
- * this machine and may be used, which costs less than TCP. */
+/* The same for streams of blocks to the node: over the node's Unix socket where
+ * it is on this machine and may be used, which costs less than TCP. */
 struct rpc_channel *client_bulk_channel(struct client *c);
 /* What is left of the deadline, at least 1. */
 uint64_t client_left_ms(const struct client *c);

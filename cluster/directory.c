@@ -12,6 +12,7 @@
 
 #define BUCKETS 4096
 #define GENERATION_BITS 24
+#define SWEEP_MS 60000 /* How often expired names are looked through. */
 
 struct entry {
     struct list link;
@@ -28,6 +29,7 @@ struct directory {
     bool settled;
     uint64_t counter; /* Of generations under this token. */
     unsigned n;
+    uint64_t swept_ms; /* Boot time. */
     struct list buckets[BUCKETS];
 };
 
@@ -227,6 +229,25 @@ int directory_register(struct directory *d, const char *name, const char *owner,
     return rv;
 }
 
+static bool is_forgotten(const struct entry *e, const void *ctx)
+{
+    const uint64_t *now_ms = ctx;
+
+    return e->expired_ms != 0 &&
+           *now_ms - e->expired_ms > DIRECTORY_TOMBSTONE_MS;
+}
+
+/* With the lock: a name has expired, and many may never be asked for again. */
+static void sweep_forgotten(struct directory *d)
+{
+    uint64_t now = clock_boot_ms();
+
+    if (now - d->swept_ms >= SWEEP_MS) {
+        d->swept_ms = now;
+        sweep(d, is_forgotten, &now);
+    }
+}
+
 void directory_unregister(struct directory *d, const char *name,
                           uint64_t generation, bool expired)
 {
@@ -237,6 +258,7 @@ void directory_unregister(struct directory *d, const char *name,
     if (e != NULL && e->generation == generation) {
         if (expired) {
             e->expired_ms = clock_boot_ms();
+            sweep_forgotten(d);
         } else {
             entry_remove(d, e);
         }

@@ -164,6 +164,7 @@ static int receive_reports(struct hedge_node *n, struct session *s,
     for (;;) {
         Hedge__V1__JoinReport *m;
         struct rpc_msg msg;
+        bool last;
         int rv = rpc_stream_recv(s->stream, RPC_NO_TIMEOUT, &msg, e);
 
         if (rv != 0) {
@@ -173,9 +174,10 @@ static int receive_reports(struct hedge_node *n, struct session *s,
         if (m == NULL) {
             return HEDGE_EPROTO;
         }
-        *leaving = m->leaving;
+        last = m->leaving;
         rv = judge(n, s, m, e);
-        if (rv != 0 || *leaving) {
+        *leaving = last && rv == 0; /* Otherwise the stream has just broken. */
+        if (rv != 0 || last) {
             return rv;
         }
     }

@@ -218,8 +218,9 @@ static int take_credits(struct reading *r, uint64_t timeout_ms,
                        STORE_LINK_WINDOW);
     } else {
         r->credits += m->credits;
-        if (r->discard && r->place.local != NULL) {
-            sos_source_done(r->source, m->credits);
+        if (r->discard && m->credits > 0) {
+            r->place.local != NULL ? sos_source_done(r->source, m->credits)
+                                   : remote_source_done(r->source, m->credits);
         }
     }
     pb_free(m);
@@ -321,6 +322,9 @@ static int open_passing(struct reading *r, const Hedge__V1__ReadOpen *open,
     }
     rv = remote_source_open(kept_channel_rpc(r->channel), &o, CALL_MS,
                             &r->source, NULL, e);
+    if (rv == 0 && o.discard) {
+        remote_source_relay(r->source);
+    }
     if (rv != 0) {
         (void)error_prefix(e, "store \"%s\" on %s", open->name, r->place.owner);
     }

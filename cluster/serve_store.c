@@ -282,7 +282,7 @@ static void serve_stores(struct hedge_node *n, struct rpc_call *call,
     struct listing l = {.n = n, .reply = HEDGE__V1__LIST_REPLY__INIT};
     size_t members = v != NULL ? v->n : 0, n_own;
 
-    sos_each(n->sos, list_one, &l);
+    l.status = sos_each(n->sos, list_one, &l) != 0 ? HEDGE_ENOMEM : l.status;
     n_own = l.reply.n_stores;
     l.others = mem_calloc(members, sizeof(Hedge__V1__ListReply *));
     l.reply.missing = mem_calloc(members, sizeof(char *));

@@ -208,6 +208,15 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
     struct sos_info info;
     int rv;
 
+    if (c->digest.len != 0 && !pb_to_digest(&c->digest, &claimed.digest)) {
+        return error_set(e, HEDGE_EPROTO, "a digest of %zu bytes: it has %d",
+                         c->digest.len, PB_DIGEST_SIZE);
+    }
+    if (!w->framing && c->digest.len == 0 && (c->records | c->bytes) != 0) {
+        return error_set(e, HEDGE_EPROTO,
+                         "the commit of a client that sends blocks has no "
+                         "digest to check them by");
+    }
     if (w->framing) {
         /* Such a client knows no digest; a number it leaves out is 0. */
         if (writer_finish(&w->records, &claimed) == 0) {
@@ -215,7 +224,7 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
             claimed.bytes = c->bytes != 0 ? c->bytes : claimed.bytes;
             claim = &claimed;
         }
-    } else if (pb_to_digest(&c->digest, &claimed.digest) &&
+    } else if (c->digest.len != 0 &&
                atomic_load(&w->sink->failed) != HEDGE_EFULL) {
         claim = &claimed;
     }
@@ -362,6 +371,9 @@ static int open_store(struct hedge_node *n, const Hedge__V1__WriteOpen *open,
 {
     struct sos_store_options options;
 
+    if (open->existing) {
+        return stores_find(n, open->name, CALL_MS, p, e);
+    }
     pb_to_store_options(open->options, &options);
     return stores_open(n, open->name, open->options != NULL ? &options : NULL,
                        !open->append, CALL_MS, p, e);

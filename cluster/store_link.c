@@ -343,8 +343,15 @@ static int remote_put(struct sink *base, void *block,
     return failed;
 }
 
-static const struct sink_ops remote_sink_ops = {
-    .block = remote_block, .put = remote_put, .back = remote_back};
+static void remote_why(struct sink *base, struct hedge_error *out)
+{
+    *out = remote_sink_of(base)->error;
+}
+
+static const struct sink_ops remote_sink_ops = {.block = remote_block,
+                                                .put = remote_put,
+                                                .back = remote_back,
+                                                .why = remote_why};
 
 /* The sender has been joined, or sends to nobody any more. */
 static void remote_sink_free(struct remote_sink *s)
@@ -386,6 +393,7 @@ static int send_open(struct remote_sink *s, const struct store_link_open *o,
     }
     open.name = name;
     open.append = o->append;
+    open.existing = o->existing;
     m.open = &open;
     rv = pb_send(s->stream, &m.base, timeout_ms);
     mem_free(name);
@@ -573,6 +581,7 @@ struct remote_source {
     struct store_link_opened *redirect; /* May be filled; while opening. */
     unsigned owed; /* Segments delivered, whose credit has not gone back. */
     bool opened;   /* The node has told its block size; it does so once. */
+    bool relayed;  /* remote_source_done() says what has been delivered. */
     void *block;
     bool block_used;
 };
@@ -745,10 +754,10 @@ static int remote_next(struct source *base, uint64_t timeout_ms,
         rv = take_segment(s, &msg, seg, e);
         rpc_msg_release(&msg);
     } while (rv == HEDGE_EAGAIN);
-    if (rv == 0) {
+    if (rv == 0 && !s->relayed) {
         s->owed++;
     }
-    if (rv == HEDGE_EEND && s->owed > 0) {
+    if (rv == HEDGE_EEND && s->owed > 0 && !s->relayed) {
         (void)grant(s); /* The last blocks may be discarded, too. */
         (void)rpc_stream_close_send(s->stream);
         if (rpc_stream_recv(s->stream, 1000, &msg, NULL) == 0) {
@@ -756,6 +765,19 @@ static int remote_next(struct source *base, uint64_t timeout_ms,
         }
     }
     return rv;
+}
+
+void remote_source_relay(struct source *base)
+{
+    container_of(base, struct remote_source, base)->relayed = true;
+}
+
+void remote_source_done(struct source *base, unsigned n)
+{
+    struct remote_source *s = container_of(base, struct remote_source, base);
+
+    s->owed += n;
+    (void)grant(s); /* When it fails, receiving tells why. */
 }
 
 static void remote_source_free(struct source *base)

@@ -31,6 +31,7 @@ struct store_link_open {
     const char *name;
     const struct sos_store_options *options; /* NULL: defaults, or as it is. */
     bool append;
+    bool existing;                     /* It must be there: none is made. */
     const struct block_memory *memory; /* NULL: the heap. */
 };
 
@@ -65,5 +66,11 @@ int remote_source_open(struct rpc_channel *c, const struct remote_read *o,
                        uint64_t timeout_ms, struct source **out,
                        struct store_link_opened *redirect,
                        struct hedge_error *e);
+
+/* For a source whose segments travel on: the far node discards nothing, and
+ * sends no more than its window, until the receiver's word that `n` more
+ * segments have been delivered is passed on. */
+void remote_source_relay(struct source *source);
+void remote_source_done(struct source *source, unsigned n);
 
 #endif

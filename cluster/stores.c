@@ -490,7 +490,9 @@ static void register_own(void *ctx, struct sos_store *store)
 
 void stores_register_own(struct hedge_node *n)
 {
-    sos_each(n->sos, register_own, n);
+    while (sos_each(n->sos, register_own, n) != 0) {
+        clock_sleep_ms(RETRY_MS); /* Without them names would be given twice. */
+    }
 }
 
 struct gather {
@@ -534,7 +536,7 @@ int stores_report(struct hedge_node *n, Hedge__V1__JoinReport *out)
 {
     struct gather g = {.n = n, .report = out};
 
-    sos_each(n->sos, add_to_report, &g);
+    g.failed = sos_each(n->sos, add_to_report, &g) != 0 || g.failed;
     out->stores_complete = !g.failed;
     return g.failed ? HEDGE_ENOMEM : 0;
 }

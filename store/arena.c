@@ -1,6 +1,7 @@
 #include "store/arena.h"
 
 #include "store/base/clock.h"
+#include "store/base/log.h"
 #include "store/base/mem.h"
 
 #include <assert.h>
@@ -870,6 +871,13 @@ int arena_new(const struct arena_options *o, struct arena **out,
     return 0;
 }
 
+static atomic_uint abandoned;
+
+unsigned arena_abandoned(void)
+{
+    return atomic_load(&abandoned);
+}
+
 static bool is_empty(const struct arena *a)
 {
     for (unsigned k = 0; k < ARENA_CLASSES; k++) {
@@ -883,6 +891,7 @@ static bool is_empty(const struct arena *a)
 void arena_free(struct arena *a)
 {
     uint64_t deadline;
+    bool empty;
 
     if (a == NULL) {
         return;
@@ -896,8 +905,15 @@ void arena_free(struct arena *a)
     deadline = deadline_of(LAST_REF_MS);
     while (!is_empty(a) && wait_freed(a, deadline)) {
     }
-    assert(is_empty(a));
+    empty = is_empty(a);
     pthread_mutex_unlock(&a->lock);
+    if (!empty) {
+        /* A transport is stuck in a write to a peer that has stopped: what it
+         * reads must stay. */
+        log_warn("arena", "blocks are still in use; their memory is left");
+        atomic_fetch_add(&abandoned, 1);
+        return;
+    }
     pthread_cond_destroy(&a->freed);
     pthread_cond_destroy(&a->wake);
     pthread_mutex_destroy(&a->lock);

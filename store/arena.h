@@ -59,6 +59,9 @@ struct arena;
 int arena_new(const struct arena_options *o, struct arena **out,
               struct hedge_error *e);
 void arena_free(struct arena *a);
+/* How many arenas had to be left because blocks were still in use, since the
+ * process began. In a test: a leak. */
+unsigned arena_abandoned(void);
 
 /* Allocate; the memory is not cleared. NULL when the class may not have it. A
  * passing block takes a whole chunk however short it is. */

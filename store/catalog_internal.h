@@ -41,7 +41,7 @@ int catalog_entry_decode(const void *in, size_t len, struct catalog_entry *out);
 
 /* --- the table (catalog_table.c) ------------------------------------------ */
 
-#define CATALOG_BUCKETS (2u * CATALOG_PENDING_MAX)
+#define CATALOG_BUCKETS ((size_t)2 * CATALOG_PENDING_MAX)
 
 struct catalog_slot {
     struct catalog_entry entry; /* Of a removal, the id alone. */

@@ -17,8 +17,9 @@
 #define SLOTS 16
 #define OWN_BLOCKS 2 /* What a reader is sure to have. */
 #define WAIT_STEP_MS 50
+/* How long a claim waits for what is still being read ahead. */
+#define CLAIM_TRIES 50
 #define CLAIM_STEP_MS 10
-#define CLAIM_STEPS 100
 #define WINDOW_MAX 64 /* Segments given to a far reader, not yet done. */
 
 /* A segment given out, and what was passed over after it. */
@@ -146,24 +147,18 @@ bool cursors_reclaim(struct sos *s)
     return loading;
 }
 
-bool claim_blocks(struct sos *s, enum arena_class cls, unsigned n)
+bool cursors_claim(struct sos *s, enum arena_class cls, unsigned n)
 {
-    bool more = true, ok;
-
-    /* What is still being read comes back when it has been. */
-    for (unsigned i = 0;
-         !(ok = arena_claim(s->arena, cls, n)) && more && i < CLAIM_STEPS;
-         i++) {
-        if (i > 0) {
-            clock_sleep_ms(CLAIM_STEP_MS);
+    for (unsigned i = 0; i < CLAIM_TRIES; i++) {
+        if (arena_claim(s->arena, cls, n)) {
+            return true;
         }
-        more = cursors_reclaim(s);
-        ok = arena_claim(s->arena, cls, n);
-        if (ok) {
+        if (!cursors_reclaim(s)) {
             break;
         }
+        clock_sleep_ms(CLAIM_STEP_MS);
     }
-    return ok;
+    return arena_claim(s->arena, cls, n);
 }
 
 /* store->lock held. The block for `e`: out of the ring, or fetched now. A slot
@@ -585,7 +580,7 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     if (c == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
     }
-    if (!claim_blocks(s, ARENA_READ, OWN_BLOCKS)) {
+    if (!cursors_claim(s, ARENA_READ, OWN_BLOCKS)) {
         struct arena_use u;
 
         mem_free(c);

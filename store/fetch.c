@@ -23,6 +23,16 @@ static void drop_after_read(struct fetch *f)
     }
 }
 
+/* These would tell a reader that the data end, or that it should ask again; a
+ * peer that answers so has not given the block. */
+static int read_status(int status)
+{
+    return status == HEDGE_EEND || status == HEDGE_EAGAIN ||
+                   status == HEDGE_ETIMEDOUT
+               ? HEDGE_EIO
+               : status;
+}
+
 static void on_get(struct tier_req *req)
 {
     struct fetch *f = req->ctx;
@@ -175,7 +185,7 @@ int fetch_finish(struct fetch *f, struct hedge_error *e)
         }
         pthread_mutex_unlock(&store->lock);
         if (f->failed) {
-            rv = f->req.status;
+            rv = read_status(f->req.status);
             (void)error_set(e, rv, "%s",
                             f->req.error.text[0] != '\0' ? f->req.error.text
                                                          : hedge_strerror(rv));

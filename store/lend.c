@@ -56,6 +56,22 @@ static struct part *part_find(struct sos *s, uint64_t generation)
     return NULL;
 }
 
+/* Dropped, but something of it is still in flight: what is entered under its
+ * generation now would be buried with it. */
+static bool part_is_dying(struct sos *s, uint64_t generation)
+{
+    struct list *l;
+
+    list_foreach (l, &s->parts) {
+        struct part *p = container_of(l, struct part, link);
+
+        if (p->generation == generation && p->dead) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool is_owner(const struct part *p, const struct sos_owner *owner)
 {
     return strcmp(p->owner, owner->id) == 0;
@@ -309,6 +325,23 @@ static int store_on_disk(struct sos *s, struct part *p, uint64_t limit,
     return rv;
 }
 
+/* Is this the generation of a store of this node? Nobody else may write it. */
+static bool is_own(struct sos *s, uint64_t generation)
+{
+    struct list *lists[] = {&s->stores, &s->doomed}, *l;
+    bool own = false;
+
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < 2; i++) {
+        list_foreach (l, lists[i]) {
+            own = own || container_of(l, struct sos_store, link)->generation ==
+                             generation;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return own;
+}
+
 int sos_lend_put(struct sos *s, const struct sos_owner *owner,
                  const struct tier_store *store, struct sos_lend_req *req)
 {
@@ -320,7 +353,15 @@ int sos_lend_put(struct sos *s, const struct sos_owner *owner,
     pthread_mutex_lock(&s->lend_lock);
     rv = check_incarnation(s, owner, &req->error);
     p = rv == 0 ? part_find(s, req->header.id.generation) : NULL;
-    if (rv == 0 && p == NULL) {
+    if (rv == 0 && p == NULL && part_is_dying(s, req->header.id.generation)) {
+        rv = error_set(&req->error, HEDGE_EREFUSED,
+                       "%s is just giving back what it held of store \"%.64s\"",
+                       s->node, store->name);
+    } else if (rv == 0 && p == NULL && is_own(s, req->header.id.generation)) {
+        rv = error_set(&req->error, HEDGE_EPROTO,
+                       "generation %llx is of a store of %s itself",
+                       (unsigned long long)req->header.id.generation, s->node);
+    } else if (rv == 0 && p == NULL) {
         p = part_make(s, owner, req->header.id.generation, store->ttl_ms);
         rv = p == NULL ? HEDGE_ENOMEM : 0;
     }

@@ -2,6 +2,7 @@
 
 #include "store/base/bytes.h"
 #include "store/base/mem.h"
+#include "store/sos.h"
 
 #include <string.h>
 
@@ -87,6 +88,9 @@ static int check_due(struct reader *r, const struct block_header *h)
 {
     uint32_t writer = h->id.writer;
 
+    if (writer >= SOS_WRITERS_MAX) {
+        return broken(r, "its writer's number is too high");
+    }
     if (writer >= r->n_due) {
         uint32_t n = writer < 8 ? 8 : writer + writer / 2;
         uint64_t *more = mem_realloc(r->due, n * sizeof *more);

@@ -136,29 +136,38 @@ static void enter_copy(struct sos_store *store, const struct block_id *id,
     pthread_mutex_unlock(&store->lock);
 }
 
+/* Make one more copy of the block; *e becomes what the catalog says of it. */
 static void repair_block(struct round *round, struct sos_store *store,
-                         struct catalog_entry *e)
+                         const struct block_id *id, struct catalog_entry *e)
 {
     struct repair *r = round->repair;
     struct fetch f = {.store = store};
     struct hedge_error error = {0};
     struct catalog_copy copy;
-    bool open;
+    bool there, open = false;
 
     list_init(&f.link);
-    lost_last(r->sos, e);
     pthread_mutex_lock(&store->lock);
-    /* While its passage runs, its copies are not yet decided. */
-    open = !store->dead && !passages_owns(r->sos, &e->id) &&
-           fetch_open(&f, e, false);
+    /* It may have been discarded or moved since it was looked at, and its
+     * memory be another block's. While its passage runs, its copies are not
+     * yet decided. */
+    there = !store->dead && catalog_get(r->sos->catalog, id, e) == 0 &&
+            count_lost(r->sos, e) > 0;
+    if (there) {
+        lost_last(r->sos, e);
+        open = !passages_owns(r->sos, id) && fetch_open(&f, e, false);
+    }
     pthread_mutex_unlock(&store->lock);
+    if (!there) {
+        return;
+    }
     if (!open) {
         round->missing++;
         return;
     }
     if (fetch_finish(&f, &error) == 0 &&
         put_copy(r, store, e, f.block, &copy) == 0) {
-        enter_copy(store, &e->id, entry_len(e), &copy);
+        enter_copy(store, id, entry_len(e), &copy);
         round->made++;
     } else {
         round->missing++;
@@ -190,20 +199,20 @@ static void repair_store(void *ctx, struct sos_store *store)
     }
     while (!is_closing(round->repair) && !store->dead &&
            catalog_next(s->catalog, store->generation, at, &e) == 0) {
-        for (unsigned n = count_lost(s, &e); n > 0 && n < e.n_copies; n--) {
-            repair_block(round, store, &e);
-            if (catalog_get(s->catalog, &e.id, &e) != 0) {
-                break;
-            }
-        }
+        struct block_id id = e.id;
+        unsigned n = count_lost(s, &e);
+
         at = e.ordinal + 1;
+        for (; n > 0 && n < e.n_copies; n--) {
+            repair_block(round, store, &id, &e);
+        }
     }
 }
 
 static void run_round(struct repair *r, struct round *round)
 {
     *round = (struct round){.repair = r};
-    sos_each(r->sos, repair_store, round);
+    round->missing += sos_each(r->sos, repair_store, round) != 0;
     if (round->made > 0 || round->missing > 0) {
         log_info("sos", "%u lost copies made again, %u could not be",
                  round->made, round->missing);

@@ -28,6 +28,8 @@ struct sink_ops {
                struct hedge_error *e);
     /* Return a block unused. */
     void (*back)(struct sink *s, void *block);
+    /* Why `failed` is set. NULL: the sink has no more to say. */
+    void (*why)(struct sink *s, struct hedge_error *out);
 };
 
 struct sink {

@@ -305,8 +305,10 @@ static int sink_put(struct sink *base, void *block,
     return 0;
 }
 
-static const struct sink_ops sos_sink_ops = {
-    .block = sink_block, .put = sink_put, .back = sink_back};
+static const struct sink_ops sos_sink_ops = {.block = sink_block,
+                                             .put = sink_put,
+                                             .back = sink_back,
+                                             .why = sos_sink_error};
 
 /* store->lock held. */
 static int register_writer(struct sos_store *store, uint32_t *id,
@@ -368,7 +370,7 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
     if (sink == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a writer");
     }
-    if (!claim_blocks(s, ARENA_FILL, 1)) {
+    if (!cursors_claim(s, ARENA_FILL, 1)) {
         mem_free(sink);
         return refuse_busy(s, e);
     }

@@ -738,16 +738,18 @@ uint64_t sos_store_generation(const struct sos_store *store)
     return store->generation;
 }
 
-void sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
-              void *ctx)
+int sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
+             void *ctx)
 {
     struct sos_store **all;
     struct list *l;
     unsigned n = 0;
+    bool complete;
 
     pthread_mutex_lock(&s->lock);
     all = mem_calloc(s->n_stores + 1, sizeof(struct sos_store *));
-    if (all != NULL) {
+    complete = all != NULL;
+    if (complete) {
         list_foreach (l, &s->stores) {
             all[n] = container_of(l, struct sos_store, link);
             all[n++]->refs++;
@@ -759,6 +761,7 @@ void sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
         sos_store_unref(all[i]);
     }
     mem_free(all);
+    return complete ? 0 : HEDGE_ENOMEM;
 }
 
 int sos_store_info(struct sos_store *store, struct sos_info *out)

@@ -110,9 +110,10 @@ int sos_store_info(struct sos_store *store, struct sos_info *out);
 const char *sos_store_name(const struct sos_store *store);
 uint64_t sos_store_generation(const struct sos_store *store);
 
-/* Calls `fn` for every store, each with a reference for the call. */
-void sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
-              void *ctx);
+/* Calls `fn` for every store, each with a reference for the call. HEDGE_ENOMEM:
+ * for none. */
+int sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
+             void *ctx);
 
 /* A node is gone: make the copies it held of blocks with replicas again. Runs
  * in the background. */

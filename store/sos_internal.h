@@ -1,7 +1,8 @@
 /* sos_internal.h - what the files of the spill-over store share.
  *
  * Locks, in the order in which they may be taken:
- *   sos.lock or sos.cursors_lock -> sos_store.lock -> passages.lock
+ *   sos.lend_lock -> sos.lock or sos.cursors_lock -> sos_store.lock ->
+ * passages.lock
  *   -> arena, catalog (leaves)
  * Callbacks of tiers take sos_store.lock and never sos.lock. */
 #ifndef STORE_SOS_INTERNAL_H
@@ -123,8 +124,8 @@ void store_discard(struct sos_store *store, const struct block_id *id,
  * ahead, because a writer finds no room. True: some is still being read and
  * may be had a moment later. */
 bool cursors_reclaim(struct sos *s);
-/* arena_claim(), taking back what was fetched ahead if need be. */
-bool claim_blocks(struct sos *s, enum arena_class cls, unsigned n);
+/* Without locks: arena_claim(), for which readers give back in the same way. */
+bool cursors_claim(struct sos *s, enum arena_class cls, unsigned n);
 
 /* A read under way, so that nobody discards what is being read. */
 struct fetch {

@@ -28,6 +28,15 @@ static int fail(struct writer *w, int rv)
     return rv;
 }
 
+/* The sink has failed by itself, not in one of the writer's calls. */
+static int sink_failed(struct writer *w, int rv)
+{
+    if (w->status == 0 && w->sink->ops->why != NULL) {
+        w->sink->ops->why(w->sink, &w->error);
+    }
+    return fail(w, rv);
+}
+
 static int start_block(struct writer *w)
 {
     void *block;
@@ -172,7 +181,7 @@ int writer_write(struct writer *w, const void *data, size_t len)
     unsigned char *p;
 
     if (failed != 0) {
-        return fail(w, failed);
+        return sink_failed(w, failed);
     }
     if (w->payload == NULL || w->status != 0 || w->records == 0 ||
         len > HASH_STEP || w->capacity - w->at < BLOCK_FRAME_SIZE + len) {

@@ -374,15 +374,17 @@ static int open_source(const struct sos_read_args *a, struct client *c,
     struct remote_read o = {
         .name = a->name, .follow = a->follow, .discard = a->discard};
     struct store_link_opened there;
-    int rv = remote_source_open(client_bulk_channel(c), &o, client_left_ms(c),
+    /* Over TCP: what a node sends into a Unix socket goes in pieces of 208 KiB,
+     * which only the end that connects can change for itself. */
+    int rv = remote_source_open(client_channel(c), &o, client_left_ms(c),
                                 source, &there, e);
 
     if (rv == 0 && *source == NULL) {
         rv = client_redirect(c, there.redirect, e);
         /* From there on it is passed on, should it have moved meanwhile. */
         if (rv == 0) {
-            rv = remote_source_open(client_bulk_channel(c), &o,
-                                    client_left_ms(c), source, NULL, e);
+            rv = remote_source_open(client_channel(c), &o, client_left_ms(c),
+                                    source, NULL, e);
         }
     }
     return rv;

@@ -370,8 +370,7 @@ static int recv_next(struct rpc_stream *s, uint64_t until_ns,
     }
     msg->impl = s->ready[0];
     s->n_ready--;
-    memmove(s->ready, s->ready + 1,
-            s->n_ready * sizeof(struct rpc_message *));
+    memmove(s->ready, s->ready + 1, s->n_ready * sizeof(struct rpc_message *));
     return 0;
 }
 

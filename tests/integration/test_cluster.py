@@ -277,7 +277,7 @@ class Election(DaemonTest):
         first = self.node()
         other = self.node(start=False, block_size="2M", mem_limit="64M")
         other.start(wait=False)
-        wait_until("the refusal", lambda: "block-size" in other.log_text()
+        wait_until("the refusal", lambda: "1048576" in other.log_text()
                    or not other.is_running(), 15)
         rows = first.ctl("members", json_output=True).objects()
         self.assertEqual([r["id"] for r in rows], [first.id])

@@ -90,6 +90,7 @@ void box_open(struct box *b, const struct box_options *o)
 void box_close(struct box *b)
 {
     sos_free(b->sos);
+    assert_int_equal(arena_abandoned(), 0);
     b->sos = NULL;
     assert_int_equal(b->at_end.misuse, 0);
     assert_int_equal(b->at_end.blocks, 0);

@@ -7,6 +7,7 @@
 #include "tests/lib/sos_box.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -254,6 +255,55 @@ static void a_flipped_bit_on_disk(void **state)
     }
 }
 
+struct reading {
+    struct box *b;
+    pthread_t thread;
+    int status;
+};
+
+static void *read_first(void *arg)
+{
+    struct reading *r = arg;
+
+    r->status = get(r->b, id_of(9, 0), 100);
+    return NULL;
+}
+
+/* A part is dropped while one of its blocks is read. What comes meanwhile is
+ * refused, or stays. */
+static void dropped_while_read(void **state)
+{
+    const struct tier_store no_memory = {.name = "x", .mem_limit = 1};
+    struct reading r;
+    void *blocks[64];
+    unsigned n = 0;
+    struct lent l;
+    struct box b;
+    int rv;
+
+    (void)state;
+    box_open(&b, &lender);
+    assert_int_equal(put(&b, &owner, &no_memory, id_of(9, 0), 100, &l), 0);
+    while (n < 64 && (blocks[n] = arena_alloc(sos_arena(b.sos), ARENA_SERVE,
+                                              BOX_BLOCK)) != NULL) {
+        n++;
+    }
+    assert_true(n > 0 && n < 64);
+    r.b = &b;
+    assert_int_equal(pthread_create(&r.thread, NULL, read_first, &r), 0);
+    clock_sleep_ms(200); /* It waits for memory. */
+    sos_lend_drop(b.sos, &owner, 9, NULL);
+    rv = put(&b, &owner, &plain, id_of(9, 1), 100, &l);
+    while (n > 0) {
+        arena_unref(sos_arena(b.sos), blocks[--n]);
+    }
+    assert_int_equal(pthread_join(r.thread, NULL), 0);
+    assert_int_equal(rv, HEDGE_EREFUSED);
+    assert_int_equal(put(&b, &owner, &plain, id_of(9, 1), 100, &l), 0);
+    assert_int_equal(get(&b, id_of(9, 1), 100), 0);
+    box_close(&b);
+}
+
 /* Nobody reads this node's own stores that way. */
 static void own_blocks_are_not_lent(void **state)
 {
@@ -271,6 +321,23 @@ static void own_blocks_are_not_lent(void **state)
     box_close(&b);
 }
 
+/* A peer that names a store of this node gets nowhere near it. */
+static void own_generations_are_refused(void **state)
+{
+    struct sos_store *own;
+    struct lent l;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &lender);
+    own = box_store(&b, "own", NULL);
+    assert_int_equal(
+        put(&b, &owner, &plain, id_of(sos_store_generation(own), 0), 100, &l),
+        HEDGE_EPROTO);
+    sos_store_unref(own);
+    box_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -281,6 +348,8 @@ int main(void)
         cmocka_unit_test(renewed_or_gone),
         cmocka_unit_test(a_disk_that_fails),
         cmocka_unit_test(a_flipped_bit_on_disk),
+        cmocka_unit_test(dropped_while_read),
+        cmocka_unit_test(own_generations_are_refused),
         cmocka_unit_test(own_blocks_are_not_lent),
     };
 

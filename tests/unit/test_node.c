@@ -278,8 +278,8 @@ static void a_writer_whose_deadline_passes(void **state)
     assert_int_equal(hedge_leader(c->node[0], &l), 0);
     (void)snprintf(target, sizeof target, "ipv4:%s", l.grpc_address);
     assert_int_equal(rpc_channel_new(target, &channel), 0);
-    assert_int_equal(rpc_stream_open(channel, "/hedge.v1.Store/Write", 1000, &s),
-                     0);
+    assert_int_equal(
+        rpc_stream_open(channel, "/hedge.v1.Store/Write", 1000, &s), 0);
     open.name = name;
     m.open = &open;
     assert_int_equal(pb_send(s, &m.base, WAIT_MS), 0);

@@ -93,6 +93,64 @@ static void from_another_node(void **state)
     box_close(&b);
 }
 
+/* Readers discard what is being repaired: memory that was a block's a moment
+ * ago is another's. */
+static void while_readers_discard(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 20; i++) {
+        const struct sos_read_options discard = {.discard = true};
+        struct box_result r;
+        struct sos_store *store;
+        struct box b;
+
+        box_open(&b, &(struct box_options){.blocks = 64, .nodes = 3});
+        store = replicated(&b, 2);
+        r = box_write(store, &shape, RECORDS);
+        assert_int_equal(r.closed, 0);
+        set_gone(&b, 0);
+        assert_int_equal(box_read(store, &shape, &discard, &r.manifest, NULL),
+                         HEDGE_EEND);
+        box_expect_empty(&b);
+        sos_remove(store);
+        sos_store_unref(store);
+        box_close(&b);
+    }
+}
+
+/* Two of a block's three copies go at once. */
+static void two_nodes_at_once(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct box_result r;
+    struct sos_store *store;
+    unsigned n = 0, left = 0;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.nodes = 5});
+    o.replicas = 3;
+    o.mem_limit = 1;
+    store = box_store(&b, "x", &o);
+    r = box_write(store, &shape, RECORDS);
+    assert_int_equal(r.closed, 0);
+    for (unsigned i = 0; i < 5; i++) {
+        n += blocks_on(&b, i);
+    }
+    set_gone(&b, 0);
+    set_gone(&b, 1);
+    await_blocks(&b, 0, 0);
+    await_blocks(&b, 1, 0);
+    for (unsigned i = 2; i < 5; i++) {
+        left += blocks_on(&b, i);
+    }
+    assert_int_equal(left, n);
+    box_expect(store, &shape, &r.manifest);
+    sos_remove(store);
+    sos_store_unref(store);
+    box_close(&b);
+}
+
 /* No room: nothing changes, and what is left is still read. */
 static void no_room_for_it(void **state)
 {
@@ -118,6 +176,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(from_memory_here),
         cmocka_unit_test(from_another_node),
+        cmocka_unit_test(while_readers_discard),
+        cmocka_unit_test(two_nodes_at_once),
         cmocka_unit_test(no_room_for_it),
     };
 

@@ -304,9 +304,42 @@ static void every_allocation_fails(void **state)
     assert_true(n > 10);
 }
 
+/* What a node answers is an error of that block, never the end of the data or
+ * "nothing yet". */
+static void answers_that_mean_something_else(void **state)
+{
+    static const int answers[] = {HEDGE_EEND, HEDGE_ETIMEDOUT, HEDGE_EAGAIN};
+
+    (void)state;
+    for (unsigned i = 0; i < sizeof answers / sizeof answers[0]; i++) {
+        struct sos_store_options o = box_defaults();
+        struct box_result w;
+        struct sos_store *s;
+        struct hedge_error e;
+        struct fake_unit u;
+        struct box b;
+
+        o.mem_limit = 1; /* All of it is elsewhere. */
+        box_open(&b, &(struct box_options){.nodes = 1});
+        s = box_store(&b, "x", &o);
+        w = box_write(s, &small, 300);
+        assert_int_equal(w.closed, 0);
+        u = fake_tier_unit(b.remote, 0);
+        u.get_status = answers[i];
+        fake_tier_set(b.remote, 0, &u);
+        assert_int_equal(box_read(s, &small, NULL, NULL, &e), HEDGE_EIO);
+        u.get_status = 0;
+        fake_tier_set(b.remote, 0, &u);
+        box_expect(s, &small, &w.manifest);
+        sos_store_unref(s);
+        box_close(&b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(answers_that_mean_something_else),
         cmocka_unit_test(disk_writes_fail),
         cmocka_unit_test(disk_reads_fail),
         cmocka_unit_test(disk_allocations_fail),

@@ -3,6 +3,7 @@
 #include "store/base/bytes.h"
 #include "store/base/hash.h"
 #include "store/base/mem.h"
+#include "store/sos.h"
 #include "tests/lib/blocks.h"
 #include "tests/lib/check.h"
 #include "tests/lib/records.h"
@@ -342,6 +343,51 @@ static void overrunning_record(void **state)
     blocks_delete(b);
 }
 
+/* Whoever sends a block may number its writer as he likes. */
+static void writers_that_cannot_be(void **state)
+{
+    static const uint32_t writers[] = {SOS_WRITERS_MAX, 0xb0000000u,
+                                       UINT32_MAX};
+    struct blocks *b = blocks_new(SIZE);
+    static const size_t one[] = {100};
+    struct block_header h;
+
+    (void)state;
+    (void)write_all(b, one, 1, 0);
+    h = blocks_header(b, 0);
+    for (unsigned i = 0; i < sizeof writers / sizeof writers[0]; i++) {
+        h.id.writer = writers[i];
+        blocks_set_header(b, 0, &h);
+        assert_int_equal(read_all(b, one, 1, NULL), HEDGE_ECORRUPT);
+    }
+    blocks_delete(b);
+}
+
+static int gone_block(struct sink *s, void **block, struct hedge_error *e)
+{
+    (void)s;
+    *block = NULL;
+    return error_set(e, HEDGE_EUNAVAILABLE, "the node has gone");
+}
+
+/* Whichever call finds that the sink has failed, the writer can say why. */
+static void a_failed_sink_says_why(void **state)
+{
+    static const struct sink_ops ops = {.block = gone_block};
+    struct sink sink = {.ops = &ops, .block_size = SIZE};
+    struct writer w;
+
+    (void)state;
+    writer_init(&w, &sink);
+    atomic_store(&sink.failed, HEDGE_EUNAVAILABLE);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(writer_write(&w, "x", 1), HEDGE_EUNAVAILABLE);
+        assert_int_equal(w.error.code, HEDGE_EUNAVAILABLE);
+        assert_string_equal(w.error.text, "the node has gone");
+    }
+    writer_drop(&w);
+}
+
 static void lost_doubled_and_moved_blocks(void **state)
 {
     struct blocks *b = blocks_new(SIZE);
@@ -488,6 +534,8 @@ int main(void)
         cmocka_unit_test(flipped_bits),
         cmocka_unit_test(lying_frames),
         cmocka_unit_test(overrunning_record),
+        cmocka_unit_test(writers_that_cannot_be),
+        cmocka_unit_test(a_failed_sink_says_why),
         cmocka_unit_test(lost_doubled_and_moved_blocks),
         cmocka_unit_test(full_sinks),
         cmocka_unit_test(sink_fails_later),
