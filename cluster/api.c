@@ -282,8 +282,11 @@ HEDGE_API int hedge_sos_reader_open(struct hedge_sos *sos, unsigned flags,
     if (sos->local != NULL) {
         rv = sos_source_open(sos->local, &o, &source, e);
     } else {
-        rv = remote_source_open(kept_channel_rpc(sos->channel), sos->name,
-                                o.follow, o.discard, NULL, OPEN_MS, &source, e);
+        struct remote_read far = {
+            .name = sos->name, .follow = o.follow, .discard = o.discard};
+
+        rv = remote_source_open(kept_channel_rpc(sos->channel), &far, OPEN_MS,
+                                &source, NULL, e);
     }
     if (rv == 0) {
         rv = reader_init(&r->reader, source);

@@ -120,6 +120,10 @@ struct hedge_node {
     uint64_t leader_since; /* Grows with each change. */
     atomic_bool closing;
 
+    /* Streams that are served: of writers, and of readers of what is on other
+     * nodes. */
+    atomic_uint writing, passing;
+
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;
 };
@@ -202,6 +206,13 @@ void node_target(const struct hedge_node *n, const struct member *m,
 /* --- serve_write.c, serve_read.c, serve_store.c, serve_cluster.c --- */
 #define SERVE_BUSY_MS 5000 /* How long an open waits for blocks. */
 #define SERVE_RETRY_MS 50
+/* Messages under way are kept beside the arena, so there may be so many streams
+ * of a kind as fit into a part of the message limit with `blocks` each. */
+unsigned serve_streams_max(const struct hedge_node *n, unsigned part,
+                           unsigned blocks);
+/* Wait a while to be one of `max`; HEDGE_EBUSY. Ends with `*count -= 1`. */
+int serve_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+                const char *what, struct hedge_error *e);
 int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 void serve_stat(struct rpc_call *c, void *ctx, const void *req, size_t len);

@@ -15,6 +15,7 @@
 #define SEND_MS 60000
 #define STEP_MS 200
 #define CALL_MS 10000
+#define PASSING_WINDOW 2
 
 static char *unconst(const char *s)
 {
@@ -32,6 +33,7 @@ struct reading {
     struct source *source;
     struct store_place place;
     struct kept_channel *channel; /* When the owner is elsewhere. */
+    bool entered;                 /* Then: counted in node.passing. */
     unsigned credits;
     bool closed; /* The client gives no more of them. */
     bool discard;
@@ -295,6 +297,40 @@ static int open_local(struct reading *r, const struct sos_read_options *o,
     return rv;
 }
 
+/* A reader of what is on another node costs memory beside the arena: what is
+ * under way to here, the block at hand, and two that go on. (Were it to hold
+ * blocks of the arena while it waits for those of the other node, two nodes
+ * could wait for each other.) */
+static int open_passing(struct reading *r, const Hedge__V1__ReadOpen *open,
+                        struct hedge_error *e)
+{
+    struct remote_read o = {.name = open->name,
+                            .follow = open->follow,
+                            .discard = open->discard,
+                            .window = PASSING_WINDOW};
+    int rv = serve_enter(r->stream, &r->node->passing,
+                         serve_streams_max(r->node, 3, PASSING_WINDOW + 3),
+                         "readers of what is on other nodes", e);
+
+    if (rv != 0) {
+        return rv;
+    }
+    r->entered = true;
+    r->channel = node_channel(r->node, r->place.target);
+    if (r->channel == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a channel");
+    }
+    rv = remote_source_open(kept_channel_rpc(r->channel), &o, CALL_MS,
+                            &r->source, NULL, e);
+    if (rv == 0 && o.discard) {
+        remote_source_relay(r->source);
+    }
+    if (rv != 0) {
+        (void)error_prefix(e, "store \"%s\" on %s", open->name, r->place.owner);
+    }
+    return rv;
+}
+
 static int open_source(struct reading *r, const Hedge__V1__ReadOpen *open,
                        struct hedge_error *e)
 {
@@ -313,24 +349,17 @@ static int open_source(struct reading *r, const Hedge__V1__ReadOpen *open,
         }
         return rv;
     }
-    r->channel = node_channel(r->node, r->place.target);
-    if (r->channel == NULL) {
-        return error_set(e, HEDGE_ENOMEM, "no memory for a channel");
+    if (open->redirect) {
+        return 0; /* It asks there itself. */
     }
-    rv = remote_source_open(kept_channel_rpc(r->channel), open->name, o.follow,
-                            o.discard, NULL, CALL_MS, &r->source, e);
-    if (rv == 0 && o.discard) {
-        remote_source_relay(r->source);
-    }
-    if (rv != 0) {
-        (void)error_prefix(e, "store \"%s\" on %s", open->name, r->place.owner);
-    }
-    return rv;
+    return open_passing(r, open, e);
 }
 
+/* HEDGE_EEND: the client has been sent on. */
 static int receive_read_open(struct reading *r, struct hedge_error *e)
 {
     Hedge__V1__ReadReply opened = HEDGE__V1__READ_REPLY__INIT;
+    Hedge__V1__Redirect redirect = HEDGE__V1__REDIRECT__INIT;
     Hedge__V1__ReadRequest *m;
     struct rpc_msg msg;
     int rv = rpc_stream_recv(r->stream, CALL_MS, &msg, e);
@@ -352,6 +381,13 @@ static int receive_read_open(struct reading *r, struct hedge_error *e)
         rv = open_source(r, m->open, e);
     }
     pb_free(m);
+    if (rv == 0 && r->source == NULL) {
+        redirect.id = r->place.owner;
+        redirect.grpc_address = r->place.grpc_address;
+        opened.redirect = &redirect;
+        rv = pb_send(r->stream, &opened.base, SEND_MS);
+        return rv == 0 ? HEDGE_EEND : rv;
+    }
     if (rv == 0) {
         opened.opened = true;
         opened.block_size = (uint32_t)sos_block_size(r->node->sos);
@@ -380,6 +416,9 @@ int serve_read(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     sends_leave(r.sends);
     if (r.source != NULL) {
         r.source->ops->free(r.source);
+    }
+    if (r.entered) {
+        atomic_fetch_sub(&r.node->passing, 1);
     }
     if (r.channel != NULL) {
         node_channel_put(r.node, r.channel);

@@ -2,12 +2,14 @@
  * listing and removing stores, for clients and for other nodes. */
 #include "cluster/node_internal.h"
 
+#include "store/base/clock.h"
 #include "store/base/mem.h"
 
 #include <string.h>
 
 #define CALL_MS 10000
 #define LIST_MS 2000
+#define STREAMS_MIN 4
 
 static char *unconst(const char *s)
 {
@@ -17,6 +19,34 @@ static char *unconst(const char *s)
     } u = {.in = s};
 
     return u.out;
+}
+
+unsigned serve_streams_max(const struct hedge_node *n, unsigned part,
+                           unsigned blocks)
+{
+    uint64_t max = n->o.message_limit / part / (n->o.block_size * blocks);
+
+    return max < STREAMS_MIN  ? STREAMS_MIN
+           : max > UINT32_MAX ? UINT32_MAX
+                              : (unsigned)max;
+}
+
+int serve_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+                const char *what, struct hedge_error *e)
+{
+    uint64_t until = clock_mono_ms() + SERVE_BUSY_MS;
+
+    while (atomic_fetch_add(count, 1) >= max) {
+        atomic_fetch_sub(count, 1);
+        if (clock_mono_ms() >= until || rpc_stream_is_cancelled(s)) {
+            return error_set(e, HEDGE_EBUSY,
+                             "%u %s at once are as many as the message limit "
+                             "allows; try again, or raise --message-limit",
+                             max, what);
+        }
+        clock_sleep_ms(SERVE_RETRY_MS);
+    }
+    return 0;
 }
 
 static int reply_info(struct hedge_node *n, struct rpc_call *call,

@@ -12,7 +12,6 @@
 #define SEND_MS 60000 /* A client that takes nothing for so long is gone. */
 #define STEP_MS 200
 #define CALL_MS 10000
-#define CREDIT_BATCH 4
 #define RECORDS_TAG 0x12 /* Field 2 of a WriteRequest, bytes follow. */
 
 struct writing {
@@ -23,7 +22,8 @@ struct writing {
     struct writer records; /* For clients that leave the framing to us. */
     bool framing;          /* Such a client. */
     bool told_full;
-    unsigned credits; /* Owed to the client. */
+    bool entered;
+    unsigned credits; /* The client still has them. */
 };
 
 static int send_redirect(struct rpc_stream *s, struct store_place *p)
@@ -35,6 +35,19 @@ static int send_redirect(struct rpc_stream *s, struct store_place *p)
     r.grpc_address = p->grpc_address;
     m.redirect = &r;
     return pb_send(s, &m.base, SEND_MS);
+}
+
+/* How many messages one writer may have under way: all of them share half of
+ * the message limit. Of each the transport holds three at most. */
+static unsigned window(const struct hedge_node *n)
+{
+    unsigned all = serve_streams_max(n, 2, 1), writers = n->writing;
+
+    if (writers <= all / 3) {
+        return STORE_LINK_WINDOW;
+    }
+    all /= writers;
+    return all < 1 ? 1 : all < STORE_LINK_WINDOW ? all : STORE_LINK_WINDOW;
 }
 
 static int send_opened(struct writing *w)
@@ -53,7 +66,7 @@ static int send_opened(struct writing *w)
     o.owner = w->node->id;
     o.ttl_ms = info.options.ttl_ms;
     m.opened = &o;
-    m.credits = STORE_LINK_WINDOW;
+    m.credits = w->credits = window(w->node);
     return pb_send(w->stream, &m.base, SEND_MS);
 }
 
@@ -63,9 +76,10 @@ static int send_progress(struct writing *w)
     Hedge__V1__WriteReply m = HEDGE__V1__WRITE_REPLY__INIT;
     struct hedge_error why = {0};
     bool full = !w->told_full && atomic_load(&w->sink->failed) != 0;
+    unsigned most = window(w->node);
     int rv;
 
-    if (!full && w->credits < CREDIT_BATCH) {
+    if (!full && w->credits > most / 2) {
         return 0;
     }
     if (full) {
@@ -76,9 +90,11 @@ static int send_progress(struct writing *w)
         m.full = why.text;
         w->told_full = true;
     }
-    m.credits = w->credits;
+    if (w->credits < most) {
+        m.credits = most - w->credits;
+        w->credits = most;
+    }
     rv = pb_send(w->stream, &m.base, SEND_MS);
-    w->credits = 0;
     return rv;
 }
 
@@ -149,7 +165,6 @@ static int take_block(struct writing *w, struct rpc_msg *msg, size_t len,
     void *block;
     int rv;
 
-    w->credits++;
     if (atomic_load(&w->sink->failed) == HEDGE_EFULL) {
         return 0; /* The client will hear of it; its commit is awaited. */
     }
@@ -171,7 +186,6 @@ static int take_records(struct writing *w, Hedge__V1__Records *r,
         writer_init(&w->records, w->sink);
         w->framing = true;
     }
-    w->credits++;
     for (size_t i = 0; i < r->n_record && rv == 0; i++) {
         rv = writer_write(&w->records, r->record[i].data, r->record[i].len);
     }
@@ -271,6 +285,9 @@ static int take_message(struct writing *w, struct rpc_msg *msg,
 
     if (rv != 0) {
         return rv;
+    }
+    if (w->credits > 0 && (has_body || m->records != NULL)) {
+        w->credits--;
     }
     if (m->open != NULL || (has_body && w->framing) ||
         has_body + (m->records != NULL) + (m->commit != NULL) +
@@ -395,7 +412,10 @@ int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e)
         return send_redirect(s, &p);
     }
     w.store = p.local;
-    rv = open_sink(&w, e);
+    rv = serve_enter(s, &w.node->writing, serve_streams_max(w.node, 2, 1),
+                     "writers", e);
+    w.entered = rv == 0;
+    rv = rv != 0 ? rv : open_sink(&w, e);
     if (rv == 0) {
         rv = send_opened(&w);
     }
@@ -407,6 +427,9 @@ int serve_write(struct rpc_stream *s, void *ctx, struct hedge_error *e)
             writer_drop(&w.records);
         }
         sos_sink_abort(w.sink);
+    }
+    if (w.entered) {
+        atomic_fetch_sub(&w.node->writing, 1);
     }
     sos_store_unref(w.store);
     return rv;

@@ -577,6 +577,8 @@ struct remote_source {
     struct rpc_stream *stream;
     const struct block_memory *memory;
     char *name;
+    unsigned window;
+    struct store_link_opened *redirect; /* May be filled; while opening. */
     unsigned owed; /* Segments delivered, whose credit has not gone back. */
     bool opened;   /* The node has told its block size; it does so once. */
     bool relayed;  /* remote_source_done() says what has been delivered. */
@@ -658,6 +660,18 @@ static int take_block(struct remote_source *s, struct rpc_msg *msg,
     return 0;
 }
 
+static int take_redirect(struct remote_source *s, const Hedge__V1__Redirect *r,
+                         struct hedge_error *e)
+{
+    struct store_link_opened *to = s->redirect;
+
+    if (to == NULL || r->grpc_address[0] == '\0' ||
+        !member_set_text(to->redirect, sizeof to->redirect, r->grpc_address)) {
+        return error_set(e, HEDGE_EPROTO, "sent on to nowhere");
+    }
+    return HEDGE_EAGAIN;
+}
+
 static int take_segment(struct remote_source *s, struct rpc_msg *msg,
                         struct segment *seg, struct hedge_error *e)
 {
@@ -676,6 +690,8 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
     }
     if (rv == 0 && r->end != NULL) {
         rv = take_end(r, seg, e);
+    } else if (rv == 0 && r->redirect != NULL) {
+        rv = take_redirect(s, r->redirect, e);
     } else if (rv == 0 && r->opened && s->opened) {
         rv = error_set(e, HEDGE_EPROTO, "a second `opened`");
     } else if (rv == 0 && r->opened) {
@@ -720,7 +736,7 @@ static int remote_next(struct source *base, uint64_t timeout_ms,
     struct rpc_msg msg;
     int rv;
 
-    if (s->owed >= STORE_LINK_WINDOW / 4) {
+    if (s->owed >= (s->window + 3) / 4) {
         (void)grant(s); /* When it fails, receiving tells why. */
     }
     do {
@@ -779,57 +795,80 @@ static void remote_source_free(struct source *base)
 static const struct source_ops remote_source_ops = {.next = remote_next,
                                                     .free = remote_source_free};
 
-int remote_source_open(struct rpc_channel *c, const char *name, bool follow,
-                       bool discard, const struct block_memory *memory,
-                       uint64_t timeout_ms, struct source **out,
-                       struct hedge_error *e)
+static int ask_for_source(struct remote_source *s, const struct remote_read *o,
+                          bool redirect, uint64_t timeout_ms)
 {
     Hedge__V1__ReadRequest m = HEDGE__V1__READ_REQUEST__INIT;
     Hedge__V1__ReadOpen open = HEDGE__V1__READ_OPEN__INIT;
-    struct remote_source *s = mem_calloc(1, sizeof *s);
+
+    open.name = s->name;
+    open.follow = o->follow;
+    open.discard = o->discard;
+    open.redirect = redirect;
+    m.open = &open;
+    m.credits = s->window;
+    return pb_send(s->stream, &m.base, timeout_ms);
+}
+
+/* 0: opened, or redirected. */
+static int await_source(struct remote_source *s, uint64_t timeout_ms,
+                        struct store_link_opened *redirect,
+                        struct hedge_error *e)
+{
     struct rpc_msg msg;
     struct segment seg;
+    int rv = rpc_stream_recv(s->stream, timeout_ms, &msg, e);
+
+    if (rv == HEDGE_ETIMEDOUT) {
+        return error_set(e, rv, "no answer within %llu ms",
+                         (unsigned long long)timeout_ms);
+    }
+    if (rv == HEDGE_EEND) {
+        return error_set(e, HEDGE_EPROTO, "the node did not answer");
+    }
+    if (rv != 0) {
+        return rv;
+    }
+    s->redirect = redirect;
+    rv = take_segment(s, &msg, &seg, e);
+    s->redirect = NULL;
+    rpc_msg_release(&msg);
+    return rv == HEDGE_EAGAIN ? 0
+           : rv == 0 || rv == HEDGE_EEND
+               ? error_set(e, HEDGE_EPROTO, "data before `opened`")
+               : rv;
+}
+
+int remote_source_open(struct rpc_channel *c, const struct remote_read *o,
+                       uint64_t timeout_ms, struct source **out,
+                       struct store_link_opened *redirect,
+                       struct hedge_error *e)
+{
+    struct remote_source *s = mem_calloc(1, sizeof *s);
     int rv;
 
     *out = NULL;
+    if (redirect != NULL) {
+        memset(redirect, 0, sizeof *redirect);
+    }
     if (s == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
     }
-    s->name = mem_strdup(name);
-    rv = s->name == NULL ? HEDGE_ENOMEM : 0;
-    if (rv == 0) {
-        s->base.ops = &remote_source_ops;
-        s->base.block_size = BLOCK_SIZE_MAX;
-        s->memory = memory != NULL ? memory : block_memory_heap();
-        open.name = s->name;
-        open.follow = follow;
-        open.discard = discard;
-        m.open = &open;
-        m.credits = STORE_LINK_WINDOW;
-        rv = rpc_stream_open(c, "/hedge.v1.Store/Read", RPC_NO_TIMEOUT,
-                             &s->stream);
-    }
-    if (rv == 0) {
-        (void)pb_send(s->stream, &m.base, timeout_ms);
-        rv = rpc_stream_recv(s->stream, timeout_ms, &msg, e);
-        if (rv == HEDGE_ETIMEDOUT) {
-            (void)error_set(e, rv, "no answer within %llu ms",
-                            (unsigned long long)timeout_ms);
-        }
-        if (rv == 0) {
-            rv = take_segment(s, &msg, &seg, e);
-            rpc_msg_release(&msg);
-            rv = rv == HEDGE_EAGAIN ? 0
-                 : rv == 0 || rv == HEDGE_EEND
-                     ? error_set(e, HEDGE_EPROTO, "data before `opened`")
-                     : rv;
-        } else if (rv == HEDGE_EEND) {
-            rv = error_set(e, HEDGE_EPROTO, "the node did not answer");
-        }
-    } else {
-        (void)error_set(e, rv, "cannot open a stream");
-    }
+    s->base.ops = &remote_source_ops;
+    s->base.block_size = BLOCK_SIZE_MAX;
+    s->memory = block_memory_heap();
+    s->window = o->window != 0 ? o->window : STORE_LINK_WINDOW;
+    s->name = mem_strdup(o->name);
+    rv = s->name == NULL ? HEDGE_ENOMEM
+                         : rpc_stream_open(c, "/hedge.v1.Store/Read",
+                                           RPC_NO_TIMEOUT, &s->stream);
     if (rv != 0) {
+        (void)error_set(e, rv, "cannot open a stream");
+    } else {
+        (void)ask_for_source(s, o, redirect != NULL, timeout_ms);
+        rv = await_source(s, timeout_ms, redirect, e);
+    }
+    if (rv != 0 || !s->opened) {
         remote_source_free(&s->base);
         return rv;
     }

@@ -54,9 +54,17 @@ int remote_sink_close(struct sink *sink, const struct manifest *claimed,
                       struct hedge_error *e);
 void remote_sink_abort(struct sink *sink);
 
-int remote_source_open(struct rpc_channel *c, const char *name, bool follow,
-                       bool discard, const struct block_memory *memory,
+struct remote_read {
+    const char *name;
+    bool follow, discard;
+    unsigned window; /* Blocks under way; 0: STORE_LINK_WINDOW. */
+};
+
+/* `redirect` (may be NULL: the node asked is to pass the blocks on): where the
+ * store is, if not there; then *out is NULL and the result 0. */
+int remote_source_open(struct rpc_channel *c, const struct remote_read *o,
                        uint64_t timeout_ms, struct source **out,
+                       struct store_link_opened *redirect,
                        struct hedge_error *e);
 
 /* For a source whose segments travel on: the far node discards nothing, and

@@ -373,6 +373,29 @@ static int copy_out(const struct sos_read_args *a, struct reader *r,
     return 0;
 }
 
+/* Open the store, following the node's word to its owner. */
+static int open_source(const struct sos_read_args *a, struct client *c,
+                       struct source **source, struct hedge_error *e)
+{
+    struct remote_read o = {
+        .name = a->name, .follow = a->follow, .discard = a->discard};
+    struct store_link_opened there;
+    /* Over TCP: what a node sends into a Unix socket goes in pieces of 208 KiB,
+     * which only the end that connects can change for itself. */
+    int rv = remote_source_open(client_channel(c), &o, client_left_ms(c),
+                                source, &there, e);
+
+    if (rv == 0 && *source == NULL) {
+        rv = client_redirect(c, there.redirect, e);
+        /* From there on it is passed on, should it have moved meanwhile. */
+        if (rv == 0) {
+            rv = remote_source_open(client_channel(c), &o, client_left_ms(c),
+                                    source, NULL, e);
+        }
+    }
+    return rv;
+}
+
 int sos_read_run(const struct sos_read_args *a)
 {
     struct output o = {.buffer = mem_alloc(OUT_BUFFER)};
@@ -390,10 +413,7 @@ int sos_read_run(const struct sos_read_args *a)
         mem_free(o.buffer);
         return rv;
     }
-    /* Over TCP: what a node sends into a Unix socket goes in pieces of 208 KiB,
-     * which only the end that connects can change for itself. */
-    if (remote_source_open(client_channel(c), a->name, a->follow, a->discard,
-                           NULL, client_left_ms(c), &source, &e) != 0) {
+    if (open_source(a, c, &source, &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");

@@ -259,6 +259,19 @@ class Foreign(ForeignTest):
         self.assertEqual(first.redirect.grpc_address, self.first.grpc)
         self.assertEqual(list(replies), [])
 
+    def test_redirect_of_a_reader(self):
+        """Only of one that says that it can go there."""
+        self.write("x", [b"one"])
+        replies = list(self.nodes[1].store().Read(iter([self.pb.ReadRequest(
+            open=self.pb.ReadOpen(name="x", redirect=True), credits=8)]),
+            timeout=20))
+        self.assertEqual(len(replies), 1)
+        self.assertFalse(replies[0].opened)
+        self.assertEqual(replies[0].redirect.id, self.first.id)
+        self.assertEqual(replies[0].redirect.grpc_address, self.first.grpc)
+        self.assertEqual(self.parse(self.read_blocks("x", redirect=True)),
+                         [b"one"])
+
     def test_counts_are_checked(self):
         requests, replies, _ = self.open_write("x")
         requests.send(self.records(b"one", b"two"))

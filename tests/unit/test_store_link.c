@@ -121,8 +121,9 @@ static void far_stop(struct far_end *f)
 static int open_it(struct far_end *f, struct source **source,
                    struct hedge_error *e)
 {
-    return remote_source_open(f->channel, "x", false, false, NULL, WAIT_MS,
-                              source, e);
+    struct remote_read o = {.name = "x"};
+
+    return remote_source_open(f->channel, &o, WAIT_MS, source, NULL, e);
 }
 
 /* The buffer had the first size. */
