@@ -231,7 +231,7 @@ HEDGE_API int hedge_sos_writer_open(struct hedge_sos *sos,
 HEDGE_API int hedge_sos_write(struct hedge_sos_writer *w, const void *data,
                               size_t len)
 {
-    return writer_write(&w->writer, data, len);
+    return writer_write(&w->writer, len > 0 ? data : "", len);
 }
 
 HEDGE_API int hedge_sos_flush(struct hedge_sos_writer *w)

@@ -12,6 +12,7 @@
 #define SEND_MS 60000 /* A client that takes nothing for so long is gone. */
 #define STEP_MS 200
 #define CALL_MS 10000
+#define NOTHING (const unsigned char *)"" /* memcpy() takes no NULL. */
 #define RECORDS_TAG 0x12 /* Field 2 of a WriteRequest, bytes follow. */
 
 struct writing {
@@ -187,7 +188,9 @@ static int take_records(struct writing *w, Hedge__V1__Records *r,
         w->framing = true;
     }
     for (size_t i = 0; i < r->n_record && rv == 0; i++) {
-        rv = writer_write(&w->records, r->record[i].data, r->record[i].len);
+        const ProtobufCBinaryData *d = &r->record[i];
+
+        rv = writer_write(&w->records, d->len > 0 ? d->data : NOTHING, d->len);
     }
     if (rv != 0 && rv != HEDGE_EFULL) {
         *e = w->records.error;

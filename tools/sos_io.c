@@ -118,8 +118,12 @@ static size_t next_record(const struct sos_write_args *a,
                           const struct input *in, size_t scanned)
 {
     size_t len = in->to - in->from;
-    const unsigned char *p = in->buffer + in->from, *end;
+    const unsigned char *p, *end;
 
+    if (len == 0) {
+        return 0; /* There may be no buffer yet. */
+    }
+    p = in->buffer + in->from;
     if (a->record_size != 0) {
         if (len >= a->record_size) {
             return (size_t)a->record_size;
