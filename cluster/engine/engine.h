@@ -1,5 +1,5 @@
-/* engine.h - where the cluster's truth lives: the lease that elects a leader
- * and, later, the log and the sessions, behind one table of operations.
+/* engine.h - where the cluster's truth lives: the lease that elects a leader,
+ * and the log, behind one table of operations.
  *
  * An engine belongs to one group. Its lease has at most one holder. Every
  * acquisition yields a fencing token that is greater than all before it, over
@@ -60,6 +60,63 @@ struct engine_health {
     uint64_t oldest_reader;   /* Transactions the oldest reader is behind. */
 };
 
+/* --- the log --- */
+
+#define ENGINE_REQUEST_SIZE 16
+
+/* Hide the latest version of the key for good. */
+enum { ENGINE_REPLACE = 1, ENGINE_DELETE = 2 };
+
+struct engine_put {
+    const void *key;
+    size_t key_len;
+    const void *value;
+    size_t value_len;
+    /* ENGINE_REPLACE; ENGINE_DELETE (for our own reserved keys only): hide all
+     * versions of the key, add none. */
+    unsigned flags;
+    unsigned char request[ENGINE_REQUEST_SIZE]; /* Zeros: none. */
+    /* Out. A repeated request gets what the first one got. */
+    uint64_t revision, timestamp_ms;
+    bool repeated;
+};
+
+struct engine_entry {
+    const void *key;
+    size_t key_len;
+    const void *value;
+    size_t value_len;
+    uint64_t revision, timestamp_ms, token;
+    const char *leader;
+};
+
+struct engine_query {
+    const void *key; /* This key, or all that begin with it. */
+    size_t key_len;
+    bool prefix;
+    bool latest;   /* One version per key, in order of keys. */
+    bool newest;   /* Newest first. */
+    bool reserved; /* Reserved keys too; without it they do not exist. */
+    uint64_t from_revision;      /* Inclusive. */
+    uint64_t at_revision;        /* Inclusive; 0: now. */
+    uint64_t since_ms, until_ms; /* [since, until); 0: none. */
+    uint64_t limit;              /* 0: none. */
+    /* Where the last page ended, as engine_scan() left it; zeros at first. */
+    unsigned char resume[528];
+    size_t resume_len;
+};
+
+/* The entry lives until it returns; other than 0 ends the scan after this
+ * entry, in good order. */
+typedef int (*engine_entry_fn)(void *ctx, const struct engine_entry *entry);
+
+struct engine_log_state {
+    uint64_t revision; /* The last one. */
+    uint64_t timestamp_ms;
+    uint64_t floor; /* All before it may have been compacted away. */
+    uint64_t term;  /* The highest token that has written. */
+};
+
 /* Every operation may block, and may be called from any thread. All but
  * acquire may be repeated without further effect. */
 struct engine_ops {
@@ -72,6 +129,16 @@ struct engine_ops {
                  struct hedge_error *e);
     int (*release)(void *ctx, uint64_t token, struct hedge_error *e);
     int (*look)(void *ctx, struct engine_lease *out, struct hedge_error *e);
+
+    int (*append)(void *ctx, uint64_t token, const char *leader,
+                  struct engine_put *puts, size_t n, struct hedge_error *e);
+    int (*scan)(void *ctx, struct engine_query *q, engine_entry_fn fn,
+                void *fn_ctx, bool *more, struct hedge_error *e);
+    int (*compact)(void *ctx, uint64_t token, uint64_t before_revision,
+                   uint64_t before_ms, uint64_t keep, uint64_t *removed,
+                   struct hedge_error *e);
+    int (*log_state)(void *ctx, struct engine_log_state *out,
+                     struct hedge_error *e);
 
     int (*maintain)(void *ctx, struct engine_health *out,
                     struct hedge_error *e);
@@ -112,6 +179,31 @@ int engine_release(const struct engine *g, uint64_t token,
 /* Cheap and never behind a writer: made to be called a few times a second. */
 int engine_look(const struct engine *g, struct engine_lease *out,
                 struct hedge_error *e);
+
+/* Append all puts, in order, in one synced transaction, or none. `token` is
+ * compared, and raises the term, in that transaction: HEDGE_EFENCED when a
+ * higher one has written. n = 0 only raises the term: what a new leader does
+ * first, so that nothing of an older one comes after what it reads. */
+int engine_append(const struct engine *g, uint64_t token, const char *leader,
+                  struct engine_put *puts, size_t n, struct hedge_error *e);
+
+/* Call `fn` for each entry, from one snapshot. Takes up to a few thousand
+ * entries or some MiB in one read transaction; *more: there is more, call
+ * again with the same `q`, whose resume and at_revision have been filled in.
+ * The first call of a latest or as-of query fixes the revision. */
+int engine_scan(const struct engine *g, struct engine_query *q,
+                engine_entry_fn fn, void *ctx, bool *more,
+                struct hedge_error *e);
+
+/* One bounded transaction of a compaction: versions before a revision or a
+ * time, but for the newest `keep` of each key. *removed 0: done. */
+int engine_compact(const struct engine *g, uint64_t token,
+                   uint64_t before_revision, uint64_t before_ms, uint64_t keep,
+                   uint64_t *removed, struct hedge_error *e);
+
+/* Cheap: a few of these a millisecond are fine. */
+int engine_log_state(const struct engine *g, struct engine_log_state *out,
+                     struct hedge_error *e);
 
 /* Housekeeping; the leader calls it once per sync interval. `out` may be
  * NULL. */
