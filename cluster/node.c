@@ -516,6 +516,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Peer/Drop", serve_peer_drop, NULL, 0},
     {"/hedge.v1.Peer/Renew", serve_peer_renew, NULL, 0},
     {"/hedge.v1.Peer/LocalStores", serve_local_stores, NULL, 0},
+    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
+    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)

@@ -95,6 +95,7 @@ struct hedge_node {
     uint64_t leader_token; /* Told to the membership. */
     uint64_t election_wake_ms, membership_wake_ms;
     bool stopping, election_stopped;
+    bool superseded; /* Another node lives under this id. */
 
     struct pool *lease_pool; /* One thread: engine calls of the election. */
     struct pool *dial_pool;
@@ -123,6 +124,8 @@ struct hedge_node {
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
+    atomic_uint looking;  /* Streams of health and reflection. */
+    atomic_bool in_group; /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;
@@ -228,6 +231,15 @@ void serve_register(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_unregister(struct rpc_call *c, void *ctx, const void *req,
                       size_t len);
 void serve_find(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_health.c, serve_reflection.c: the standard services of gRPC --- */
+#define SERVE_LOOKING_MAX 32
+/* In its group, and not stopping. */
+bool node_is_serving(struct hedge_node *n);
+void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
+                        size_t len);
+int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 
 /* The list as a message; pb_free()-less: members_release(). */
 int members_message(struct hedge_node *n, struct view *v,

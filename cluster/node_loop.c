@@ -228,6 +228,19 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
     }
 }
 
+static void publish_in_group(struct hedge_node *n)
+{
+    bool now;
+
+    n->superseded = n->superseded || n->actions.superseded;
+    now = membership_is_in_group(n->membership) && !n->superseded;
+    if (atomic_exchange(&n->in_group, now) != now) {
+        pthread_mutex_lock(&n->pub_lock);
+        pthread_cond_broadcast(&n->pub_changed);
+        pthread_mutex_unlock(&n->pub_lock);
+    }
+}
+
 void node_membership(struct hedge_node *n, const struct membership_event *ev)
 {
     node_membership_then(n, ev, NULL, NULL);
@@ -248,6 +261,7 @@ void node_membership_then(struct hedge_node *n,
         return;
     }
     tell_changes(n, &n->actions);
+    publish_in_group(n);
     if (fn != NULL) {
         fn(n, arg);
     }
