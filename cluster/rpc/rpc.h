@@ -118,6 +118,20 @@ unsigned rpc_server_port(const struct rpc_server *s, unsigned i);
  * wait for all handlers to return. Then free. NULL is fine. */
 void rpc_server_free(struct rpc_server *s, uint64_t grace_ms);
 
+/* Since the start, method by method; "" stands for those there are none of. */
+struct rpc_method_use {
+    const char *path;
+    uint64_t calls, failures;
+};
+unsigned rpc_server_n_methods(const struct rpc_server *s);
+void rpc_server_method_use(struct rpc_server *s, unsigned i,
+                           struct rpc_method_use *out);
+struct rpc_server_use {
+    unsigned unary, streams, streams_max;          /* At present. */
+    unsigned pool_threads, pool_busy, pool_queued; /* Of unary calls. */
+};
+void rpc_server_use(struct rpc_server *s, struct rpc_server_use *out);
+
 void rpc_reply(struct rpc_call *c, const void *data, size_t len);
 void rpc_fail(struct rpc_call *c, int code, const char *text);
 /* The caller's address as gRPC writes it, for log lines. */
