@@ -10,6 +10,7 @@
 #include "cluster/directory.h"
 #include "cluster/election.h"
 #include "cluster/engine/engine.h"
+#include "cluster/handlers.h"
 #include "cluster/hedge.h"
 #include "cluster/membership.h"
 #include "cluster/pb.h"
@@ -75,6 +76,8 @@ struct hedge_node {
     struct engine engine;
     struct directory *directory;
     struct peer_service *peer_service;
+    struct msg_budget *messages; /* What --message-limit bounds. */
+    struct handlers *handlers;
     struct rpc_server *server;
 
     /* The loop. */
