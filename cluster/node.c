@@ -1,6 +1,7 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
 #include "cluster/node_internal.h"
+#include "cluster/serve_lines.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"
@@ -50,6 +51,7 @@ HEDGE_API void hedge_options_init(struct hedge_options *o)
     o->lease_ms = 10000;
     o->sync_interval_ms = 2000;
     o->handlers_max = HANDLERS_MAX_DEFAULT;
+    o->line_protocol = true;
 }
 
 /* --- the machine --- */
@@ -608,6 +610,15 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                   n->id, n->grpc_address);
 }
 
+static int start_lines(struct hedge_node *n, struct hedge_error *e)
+{
+    int rv = lines_server_new(n, n->listen_fd, n->o.line_protocol, &n->lines);
+
+    return rv == 0
+               ? 0
+               : error_set(e, rv, "cannot start the line protocol's thread");
+}
+
 static int start_parts(struct hedge_node *n, struct hedge_error *e)
 {
     int rv = bind_listen(n, e);
@@ -631,6 +642,7 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
+    rv = rv != 0 ? rv : start_lines(n, e);
     rv = rv != 0 ? rv : node_link_start(n, e);
     return rv != 0 ? rv : node_loop_run(n, e);
 }
@@ -743,6 +755,8 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);
+    lines_server_free(n->lines, GRACE_MS);
+    n->lines = NULL;
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;

@@ -86,7 +86,6 @@ struct hedge_node {
     uv_async_t mailbox;
     uv_timer_t timer;
     uv_timer_t figures;
-    uv_poll_t listener;
     pthread_t loop_thread;
     bool loop_runs;
     pthread_mutex_t mailbox_lock;
@@ -127,8 +126,9 @@ struct hedge_node {
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
-    atomic_uint looking;  /* Streams of health and reflection. */
-    atomic_bool in_group; /* Set by the loop. */
+    struct lines_server *lines; /* On listen_fd. */
+    atomic_uint looking;        /* Streams of health and reflection. */
+    atomic_bool in_group;       /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;

@@ -509,20 +509,6 @@ static void on_figures(uv_timer_t *t)
     }
 }
 
-/* Nobody is served on the id's own port yet: it is bound, so that no other
- * node takes it, and closed at once to whoever dials it. */
-static void on_connection(uv_poll_t *handle, int status, int events)
-{
-    struct hedge_node *n = handle->data;
-    int fd = accept4(n->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-    (void)status;
-    (void)events;
-    if (fd >= 0) {
-        close(fd);
-    }
-}
-
 /* --- life --- */
 
 static void *loop_main(void *arg)
@@ -571,16 +557,14 @@ static int open_loop(struct hedge_node *n)
         return HEDGE_ENOMEM;
     }
     n->loop_open = true;
-    n->mailbox.data = n->timer.data = n->figures.data = n->listener.data = n;
+    n->mailbox.data = n->timer.data = n->figures.data = n;
     if (uv_async_init(&n->loop, &n->mailbox, on_mail) != 0 ||
         uv_timer_init(&n->loop, &n->timer) != 0 ||
-        uv_timer_init(&n->loop, &n->figures) != 0 ||
-        uv_poll_init(&n->loop, &n->listener, n->listen_fd) != 0) {
+        uv_timer_init(&n->loop, &n->figures) != 0) {
         return HEDGE_ENOMEM;
     }
     (void)uv_timer_start(&n->figures, on_figures, n->o.sync_interval_ms,
                          n->o.sync_interval_ms);
-    (void)uv_poll_start(&n->listener, UV_READABLE, on_connection);
     return 0;
 }
 

@@ -74,6 +74,16 @@ static int parse_block_size(struct options *o, const char *v,
     return 0;
 }
 
+static int parse_line_protocol(struct options *o, const char *v,
+                               struct hedge_error *e)
+{
+    o->node.line_protocol = strcmp(v, "on") == 0;
+    return o->node.line_protocol || strcmp(v, "off") == 0
+               ? 0
+               : error_set(e, HEDGE_EINVAL,
+                           "--line-protocol \"%s\": on or off is wanted", v);
+}
+
 static int parse_config(struct options *o, const char *path,
                         struct hedge_error *e);
 
@@ -111,6 +121,8 @@ static const struct flag flags[] = {
      "keep blocks of silent owners for this long (two leases)"},
     {"--io", CUSTOM, "auto|uring|threads", 0, parse_io,
      "how the disk is used (auto)"},
+    {"--line-protocol", CUSTOM, "on|off", 0, parse_line_protocol,
+     "the reference's, on the --listen address (on)"},
     {"--insecure", FLAG, NULL, offsetof(struct options, insecure), NULL,
      "allow addresses that are not loopback, without TLS"},
     {"--config", CUSTOM, "FILE", 0, parse_config,
