@@ -2,6 +2,7 @@
  * the parts in order, stop them in reverse. */
 #include "cluster/node_internal.h"
 #include "cluster/serve_lines.h"
+#include "cluster/stats.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"
@@ -748,10 +749,7 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     if (n == NULL) {
         return;
     }
-    atomic_store(&n->closing, true);
-    pthread_mutex_lock(&n->pub_lock);
-    pthread_cond_broadcast(&n->pub_changed);
-    pthread_mutex_unlock(&n->pub_lock);
+    node_begin_stop(n);
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);

@@ -126,9 +126,10 @@ struct hedge_node {
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
-    struct lines_server *lines; /* On listen_fd. */
-    atomic_uint looking;        /* Streams of health and reflection. */
-    atomic_bool in_group;       /* Set by the loop. */
+    struct lines_server *lines;        /* On listen_fd. */
+    atomic_uint_fast64_t loop_beat_ms; /* When the loop last went round. */
+    atomic_uint looking;               /* Streams of health and reflection. */
+    atomic_bool in_group;              /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;
@@ -216,6 +217,7 @@ void node_target(const struct hedge_node *n, const struct member *m,
  * of a kind as fit into a part of the message limit with `blocks` each. */
 unsigned serve_streams_max(const struct hedge_node *n, unsigned part,
                            unsigned blocks);
+unsigned serve_passing_max(const struct hedge_node *n);
 /* Wait a while to be one of `max`; HEDGE_EBUSY. Ends with `*count -= 1`. */
 int serve_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
                 const char *what, struct hedge_error *e);

@@ -499,6 +499,7 @@ static void on_figures(uv_timer_t *t)
     struct hedge_node *n = t->data;
     struct maintain_work *w;
 
+    atomic_store(&n->loop_beat_ms, clock_mono_ms());
     refresh_figures(n);
     w = n->leader_token != 0 ? mem_calloc(1, sizeof *w) : NULL;
     if (w != NULL) {
@@ -516,6 +517,7 @@ static void *loop_main(void *arg)
     struct hedge_node *n = arg;
     struct election_event start = {.type = ELECTION_START};
 
+    atomic_store(&n->loop_beat_ms, clock_mono_ms());
     refresh_figures(n);
     step_election(n, &start);
     (void)uv_run(&n->loop, UV_RUN_DEFAULT);

@@ -1,4 +1,5 @@
 /* main.c - hedged: one node in the foreground. */
+#include "server/http.h"
 #include "server/options.h"
 
 #include "store/base/log.h"
@@ -25,6 +26,7 @@ static void raise_file_limit(void)
 static int run(const struct options *o)
 {
     struct hedge_node *node;
+    struct http *http = NULL;
     struct hedge_error e = {0};
     sigset_t set;
     int sig = 0, rv;
@@ -46,10 +48,20 @@ static int run(const struct options *o)
     }
     log_info("hedged", "node %s, gRPC on %s, version %s", hedge_node_name(node),
              hedge_node_grpc_address(node), hedge_version());
+    if (o->http != NULL) {
+        rv = http_new(node, o->http, &http, &e);
+        if (rv != 0) {
+            fprintf(stderr, "hedged: %s\n", e.text);
+            hedge_node_stop(node);
+            return EXIT_FAILED;
+        }
+        log_info("hedged", "HTTP on %s", o->http);
+    }
     do {
         (void)sigwait(&set, &sig);
     } while (sig == SIGHUP);
     log_info("hedged", "signal %d: stopping", sig);
+    http_free(http);
     hedge_node_stop(node);
     return 0;
 }

@@ -4,6 +4,7 @@
 #include "store/base/mem.h"
 #include "store/base/units.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -88,12 +89,15 @@ static int parse_config(struct options *o, const char *path,
                         struct hedge_error *e);
 
 #define NODE(field) offsetof(struct options, node.field)
+#define OWN(field) offsetof(struct options, field)
 
 static const struct flag flags[] = {
     {"--listen", TEXT, "HOST:PORT", NODE(listen), NULL,
      "the node's id and address (127.0.0.1:8080); :8080 finds the host"},
     {"--grpc", TEXT, "HOST:PORT", NODE(grpc_address), NULL,
      "gRPC address (same host, port + 1)"},
+    {"--http", TEXT, "HOST:PORT", OWN(http), NULL,
+     "demo endpoints, /metrics, /livez and /readyz (off)"},
     {"--group", TEXT, "NAME", NODE(group), NULL, "the group to join (default)"},
     {"--engine", TEXT, "URL", NODE(engine), NULL,
      "where the lease lives (lmdb:STATE/GROUP/engine)"},
@@ -311,13 +315,38 @@ static int parse_config(struct options *o, const char *path,
     return rv;
 }
 
+static int check_http(const struct options *o, struct hedge_error *e)
+{
+    char host[UNITS_HOST_MAX];
+    struct in_addr binary;
+    uint16_t port;
+
+    if (o->http != NULL && (!units_parse_address(o->http, false, host, &port) ||
+                            inet_pton(AF_INET, host, &binary) != 1)) {
+        return error_set(e, HEDGE_EINVAL,
+                         "--http \"%s\" is not HOST:PORT with an IPv4 address "
+                         "and a port from 1 to 65535",
+                         o->http);
+    }
+    return 0;
+}
+
 static int check(const struct options *o, struct hedge_error *e)
 {
     char host[UNITS_HOST_MAX];
     uint16_t port;
 
-    for (unsigned i = 0; i < 2; i++) {
-        const char *a = i == 0 ? o->node.listen : o->node.grpc_address;
+    const struct {
+        const char *flag, *address;
+    } table[] = {{"--listen", o->node.listen},
+                 {"--grpc", o->node.grpc_address},
+                 {"--http", o->http}};
+
+    if (check_http(o, e) != 0) {
+        return HEDGE_EINVAL;
+    }
+    for (unsigned i = 0; i < sizeof table / sizeof table[0]; i++) {
+        const char *a = table[i].address;
 
         if (a != NULL && units_parse_address(a, false, host, &port) &&
             strncmp(host, "127.", 4) != 0 && !o->insecure) {
@@ -325,7 +354,7 @@ static int check(const struct options *o, struct hedge_error *e)
                              "%s %s is not a loopback address: without TLS "
                              "whoever reaches it can read and write "
                              "everything; --insecure allows it",
-                             i == 0 ? "--listen" : "--grpc", a);
+                             table[i].flag, a);
         }
     }
     return 0;
