@@ -377,11 +377,23 @@ static int give(struct handlers *h, struct job *j, struct hedge_error *e)
 /* --- deadlines --------------------------------------------------------------
  */
 
-/* With the lock held, which is dropped meanwhile. */
+/* With the lock held, which is dropped meanwhile: answer a job without its
+ * handler. */
+static void settle(struct handlers *h, struct job *j,
+                   const struct hedge_error *e)
+{
+    bool in_line = j->state == JOB_QUEUED && !list_empty(&j->queued);
+
+    j->cancelled = true;
+    answer(h, j, e->code, e, NULL);
+    if (in_line) { /* No thread will come to it. */
+        job_free(j);
+    }
+}
+
 static void expire(struct handlers *h, struct job *j)
 {
     const char *kind = handler_kind_name(j->kind);
-    bool queued = j->state == JOB_QUEUED && !list_empty(&j->queued);
     struct hedge_error e;
 
     if (j->state == JOB_QUEUED) {
@@ -394,11 +406,7 @@ static void expire(struct handlers *h, struct job *j)
                         "the %s handler of node %s did not answer in time",
                         kind, h->o.id);
     }
-    j->cancelled = true;
-    answer(h, j, e.code, &e, NULL);
-    if (queued) { /* No thread will come to it. */
-        job_free(j);
-    }
+    settle(h, j, &e);
 }
 
 static void *watch_main(void *arg)
@@ -475,6 +483,22 @@ static int job_new(struct handlers *h, const struct handlers_message *m,
     return 0;
 }
 
+static int check_leads(struct handlers *h, enum handler_kind kind,
+                       struct hedge_error *e)
+{
+    return kind == HANDLER_LEADER && h->o.leads != NULL && !h->o.leads(h->o.ctx)
+               ? error_set(e, HEDGE_ENOTLEADER, "node %s is not the leader",
+                           h->o.id)
+               : 0;
+}
+
+int handlers_check(struct handlers *h, enum handler_kind kind,
+                   struct hedge_error *e)
+{
+    return h->o.handler[kind] == NULL ? no_handler(h, kind, "", e)
+                                      : check_leads(h, kind, e);
+}
+
 int handlers_submit(struct handlers *h, const struct handlers_message *m,
                     struct hedge_error *e)
 {
@@ -482,16 +506,12 @@ int handlers_submit(struct handlers *h, const struct handlers_message *m,
     int rv;
 
     assert(m->kind < HANDLER_KINDS && m->done != NULL);
-    if (h->o.handler[m->kind] == NULL) {
-        return no_handler(h, m->kind, "", e);
-    }
-    if (m->kind == HANDLER_LEADER && h->o.leads != NULL &&
-        !h->o.leads(h->o.ctx)) {
-        return error_set(e, HEDGE_ENOTLEADER, "node %s is not the leader",
-                         h->o.id);
-    }
-    rv = job_new(h, m, &j, e);
+    rv = handlers_check(h, m->kind, e);
+    rv = rv != 0 ? rv : job_new(h, m, &j, e);
     if (rv != 0) {
+        if (m->own != NULL) {
+            msg_buf_release(m->own);
+        }
         return rv;
     }
     pthread_mutex_lock(&h->lock);
@@ -505,6 +525,24 @@ int handlers_submit(struct handlers *h, const struct handlers_message *m,
         job_free(j);
     }
     return rv;
+}
+
+void handlers_cancel(struct handlers *h, const void *arg)
+{
+    struct hedge_error e;
+    struct list *l;
+
+    (void)error_set(&e, HEDGE_ECANCELED, "the sender has given up");
+    pthread_mutex_lock(&h->lock);
+    list_foreach (l, &h->pending) {
+        struct job *j = container_of(l, struct job, pending);
+
+        if (j->arg == arg) {
+            settle(h, j, &e);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
 }
 
 /* --- waiting for the reply --------------------------------------------------
@@ -666,14 +704,7 @@ void handlers_stop(struct handlers *h, uint64_t grace_ms)
         wait_until(&h->changed, &h->lock, until_ms);
     }
     while (!list_empty(&h->pending)) {
-        struct job *j = container_of(h->pending.next, struct job, pending);
-        bool queued = j->state == JOB_QUEUED && !list_empty(&j->queued);
-
-        j->cancelled = true;
-        answer(h, j, e.code, &e, NULL);
-        if (queued) {
-            job_free(j);
-        }
+        settle(h, container_of(h->pending.next, struct job, pending), &e);
     }
     pthread_mutex_unlock(&h->lock);
 }

@@ -85,6 +85,14 @@ struct handlers_message {
 int handlers_submit(struct handlers *h, const struct handlers_message *m,
                     struct hedge_error *e);
 
+/* Would a message of this kind be taken? 0 or the error that would be. */
+int handlers_check(struct handlers *h, enum handler_kind kind,
+                   struct hedge_error *e);
+
+/* Nobody waits for this `arg` any more: its `done` runs soon, with
+ * HEDGE_ECANCELED unless it was on its way. */
+void handlers_cancel(struct handlers *h, const void *arg);
+
 /* Run the stream handler of a kind on the calling thread, which is the
  * stream's own. HEDGE_EBUSY when `max` of them run. Where a handler fails with
  * no code of hedge's own, HEDGE_EHANDLER. */

@@ -233,6 +233,18 @@ int msg_buf_reserve(struct msg_buf *b, size_t len, uint64_t timeout_ms,
     return rv;
 }
 
+int msg_buf_force(struct msg_buf *b, size_t len)
+{
+    if (len > MSG_MAX) {
+        return HEDGE_ETOOBIG;
+    }
+    if (b->budget != NULL && len > b->charged) {
+        msg_budget_force(b->budget, len - b->charged);
+        b->charged = len;
+    }
+    return grow(b, len);
+}
+
 int msg_buf_append(struct msg_buf *b, const void *data, size_t len)
 {
     size_t want;

@@ -49,6 +49,9 @@ void msg_buf_move(struct msg_buf *b, struct msg_buf *to);
 /* Room for `len` bytes in all, waiting for it up to timeout_ms. */
 int msg_buf_reserve(struct msg_buf *b, size_t len, uint64_t timeout_ms,
                     struct hedge_error *e);
+/* The same for what is there already and only moves: beyond the limit if need
+ * be. */
+int msg_buf_force(struct msg_buf *b, size_t len);
 /* Fails rather than waits. */
 int msg_buf_append(struct msg_buf *b, const void *data, size_t len);
 /* Empty it and have it count as nothing, its memory with it. */

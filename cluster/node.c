@@ -526,6 +526,11 @@ static const struct rpc_method methods[] = {
      serve_reflection, 0},
     {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
      serve_reflection, 0},
+    {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
+    {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
+    {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
+    {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
+    {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -585,6 +590,9 @@ static int start_messages(struct hedge_node *n, struct hedge_error *e)
     if (rv == 0) {
         o.budget = n->messages;
         rv = handlers_new(&o, &n->handlers);
+    }
+    if (rv == 0) {
+        rv = msg_parts_new(&n->parts);
     }
     return rv == 0 ? 0 : error_set(e, rv, "cannot start the handlers");
 }
@@ -725,6 +733,7 @@ static void free_all(struct hedge_node *n)
     directory_free(n->directory);
     engine_close(&n->engine);
     view_unref(n->view);
+    msg_parts_free(n->parts);
     msg_budget_unref(n->messages);
     if (n->listen_fd >= 0) {
         close(n->listen_fd);

@@ -78,6 +78,8 @@ struct hedge_node {
     struct peer_service *peer_service;
     struct msg_budget *messages; /* What --message-limit bounds. */
     struct handlers *handlers;
+    struct msg_parts *parts; /* Messages that travel in pieces. */
+    atomic_uint sending;     /* Clients' messages that are served. */
     struct rpc_server *server;
 
     /* The loop. */
@@ -245,6 +247,19 @@ void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
                         size_t len);
 int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+
+/* --- serve_messages.c --- */
+int msg_parts_new(struct msg_parts **out);
+/* Forget what nobody has come for in time. */
+void msg_parts_sweep(struct msg_parts *p);
+void msg_parts_free(struct msg_parts *p);
+void serve_deliver(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_fetch(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_send.c --- */
+int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 
 /* The list as a message; pb_free()-less: members_release(). */
 int members_message(struct hedge_node *n, struct view *v,

@@ -501,6 +501,7 @@ static void on_figures(uv_timer_t *t)
 
     atomic_store(&n->loop_beat_ms, clock_mono_ms());
     refresh_figures(n);
+    msg_parts_sweep(n->parts);
     w = n->leader_token != 0 ? mem_calloc(1, sizeof *w) : NULL;
     if (w != NULL) {
         w->node = n;

@@ -1,4 +1,5 @@
 /* main.c - hedged: one node in the foreground. */
+#include "server/handler_cmd.h"
 #include "server/http.h"
 #include "server/options.h"
 
@@ -23,8 +24,27 @@ static void raise_file_limit(void)
     }
 }
 
-static int run(const struct options *o)
+static int start(struct options *o, struct daemon_handlers *d,
+                 struct hedge_node **out, struct hedge_error *e)
 {
+    int rv = daemon_handlers_init(d, o->leader_cmd, o->broadcast_cmd, e);
+
+    if (rv != 0) {
+        return rv;
+    }
+    daemon_handlers_install(d, &o->node);
+    rv = hedge_node_start(&o->node, out, e);
+    if (rv != 0) {
+        daemon_handlers_release(d);
+        return rv;
+    }
+    daemon_handlers_name(d, hedge_node_name(*out));
+    return 0;
+}
+
+static int run(struct options *o)
+{
+    struct daemon_handlers handlers;
     struct hedge_node *node;
     struct http *http = NULL;
     struct hedge_error e = {0};
@@ -41,7 +61,7 @@ static int run(const struct options *o)
     raise_file_limit();
     log_set_level(o->log_level);
     log_set_json(o->log_json);
-    rv = hedge_node_start(&o->node, &node, &e);
+    rv = start(o, &handlers, &node, &e);
     if (rv != 0) {
         fprintf(stderr, "hedged: %s\n", e.text);
         return rv == HEDGE_EINVAL ? EXIT_USAGE : EXIT_FAILED;
@@ -53,6 +73,7 @@ static int run(const struct options *o)
         if (rv != 0) {
             fprintf(stderr, "hedged: %s\n", e.text);
             hedge_node_stop(node);
+            daemon_handlers_release(&handlers);
             return EXIT_FAILED;
         }
         log_info("hedged", "HTTP on %s", o->http);
@@ -63,6 +84,7 @@ static int run(const struct options *o)
     log_info("hedged", "signal %d: stopping", sig);
     http_free(http);
     hedge_node_stop(node);
+    daemon_handlers_release(&handlers);
     return 0;
 }
 

@@ -1,5 +1,7 @@
 #include "server/options.h"
 
+#include "server/handler_cmd.h"
+
 #include "store/base/error.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -127,6 +129,13 @@ static const struct flag flags[] = {
      "how the disk is used (auto)"},
     {"--line-protocol", CUSTOM, "on|off", 0, parse_line_protocol,
      "the reference's, on the --listen address (on)"},
+    {"--leader-handler", TEXT, "CMD", offsetof(struct options, leader_cmd),
+     NULL,
+     "run for each message to the leader: it is CMD's input, the output is "
+     "the reply (ID: MESSAGE)"},
+    {"--broadcast-handler", TEXT, "CMD",
+     offsetof(struct options, broadcast_cmd), NULL,
+     "the same for each broadcast"},
     {"--insecure", FLAG, NULL, offsetof(struct options, insecure), NULL,
      "allow addresses that are not loopback, without TLS"},
     {"--config", CUSTOM, "FILE", 0, parse_config,
@@ -331,6 +340,17 @@ static int check_http(const struct options *o, struct hedge_error *e)
     return 0;
 }
 
+static int check_cmds(const struct options *o, struct hedge_error *e)
+{
+    struct daemon_handlers d;
+    int rv = daemon_handlers_init(&d, o->leader_cmd, o->broadcast_cmd, e);
+
+    if (rv == 0) {
+        daemon_handlers_release(&d);
+    }
+    return rv;
+}
+
 static int check(const struct options *o, struct hedge_error *e)
 {
     char host[UNITS_HOST_MAX];
@@ -357,7 +377,7 @@ static int check(const struct options *o, struct hedge_error *e)
                              table[i].flag, a);
         }
     }
-    return 0;
+    return check_cmds(o, e);
 }
 
 int options_parse(int argc, char **argv, struct options *out,
