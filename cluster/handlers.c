@@ -5,6 +5,7 @@
  * at it. */
 #include "cluster/handlers.h"
 
+#include "cluster/msg_stream.h"
 #include "store/base/clock.h"
 #include "store/base/error.h"
 #include "store/base/list.h"
@@ -640,7 +641,8 @@ int handlers_run_stream(struct handlers *h, enum handler_kind kind,
         return rv;
     }
     error_clear(&own);
-    rv = h->o.stream[kind](h->o.data, s, &own);
+    rv = msg_stream_begin(s);
+    rv = rv != 0 ? rv : h->o.stream[kind](h->o.data, s, &own);
     pthread_mutex_lock(&h->lock);
     k->n_streams--;
     pthread_mutex_unlock(&h->lock);
