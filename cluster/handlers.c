@@ -250,6 +250,7 @@ static void run_job(struct handlers *h, struct job *j)
     if (rv != 0) {
         msg_buf_clear(&a.reply);
     }
+    msg_buf_clear(&j->message); /* Before anybody hears of the reply. */
     pthread_mutex_lock(&h->lock);
     if (j->state == JOB_RUNNING) {
         answer(h, j, rv, &e, &a.reply);
