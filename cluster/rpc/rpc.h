@@ -120,6 +120,9 @@ void rpc_server_free(struct rpc_server *s, uint64_t grace_ms);
 
 void rpc_reply(struct rpc_call *c, const void *data, size_t len);
 void rpc_fail(struct rpc_call *c, int code, const char *text);
+/* What is left of the caller's deadline; UINT64_MAX: it has none. */
+uint64_t rpc_call_left_ms(const struct rpc_call *c);
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);
