@@ -77,6 +77,8 @@ struct hedge_node {
     struct directory *directory;
     struct peer_service *peer_service;
     struct rpc_server *server;
+    struct locks *locks;         /* locks.h */
+    struct sem_session *session; /* Of its own semaphores. */
 
     /* The loop. */
     uv_loop_t loop;

@@ -44,6 +44,7 @@
 #define SEMAPHORE_NAME_SIZE 256
 #define SEMAPHORE_HOLDER_SIZE 264
 #define SEMAPHORE_LIMIT_MAX 2147483647u
+#define SEMAPHORE_LEASE_MS 15000u
 #define SEMAPHORE_LEASE_MIN_MS 1000u
 #define SEMAPHORE_LEASE_MAX_MS 3600000u
 #define SEMAPHORE_TTL_MAX_MS 2592000000u /* 30 days. */
@@ -79,11 +80,13 @@ struct semaphore_held {
 struct semaphore_call {
     struct list link; /* The core's, then of the answers. */
     enum semaphore_op op;
+    unsigned kind; /* The caller's own mark. */
     char name[SEMAPHORE_NAME_SIZE];
     char holder[SEMAPHORE_HOLDER_SIZE]; /* For people. */
     uint32_t limit, permits, attempt;
     uint64_t session, request; /* Not 0, chosen at random or counted. */
-    uint64_t lease_ms, wait_ms;
+    uint64_t lease_ms;         /* 0: what it has, or SEMAPHORE_LEASE_MS. */
+    uint64_t wait_ms;
     uint64_t ttl_ms; /* Not 0: the grant leaves the session and lasts so long,
                         renewed by nobody. */
     uint64_t token;

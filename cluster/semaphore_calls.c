@@ -36,6 +36,9 @@ static bool lease_fits(struct semaphores *s, struct semaphore_call *call)
 {
     const struct holder *h = sem_find_holder(s, call->session);
 
+    if (call->lease_ms == 0) {
+        call->lease_ms = h != NULL ? h->lease_ms : SEMAPHORE_LEASE_MS;
+    }
     if (call->session == 0) {
         sem_answer(s, call, HEDGE_EINVAL,
                    "a session needs an id that is not 0");
