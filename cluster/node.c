@@ -1,7 +1,9 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
 #include "cluster/kv.h"
+#include "cluster/locks_internal.h"
 #include "cluster/node_internal.h"
+#include "cluster/sem_session.h"
 #include "cluster/serve_lines.h"
 #include "cluster/stats.h"
 
@@ -543,6 +545,16 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
+    {"/hedge.v1.Locks/OpenSession", serve_lock_open, NULL, 0},
+    {"/hedge.v1.Locks/Renew", serve_lock_renew, NULL, 0},
+    {"/hedge.v1.Locks/CloseSession", serve_lock_close, NULL, 0},
+    {"/hedge.v1.Locks/Watch", serve_lock_watch, NULL, 0},
+    {"/hedge.v1.Locks/Acquire", serve_lock_acquire, NULL, 0},
+    {"/hedge.v1.Locks/TryAcquire", serve_lock_try, NULL, 0},
+    {"/hedge.v1.Locks/Release", serve_lock_release, NULL, 0},
+    {"/hedge.v1.Locks/Revoke", serve_lock_revoke, NULL, 0},
+    {"/hedge.v1.Locks/List", serve_lock_list, NULL, 0},
+    {"/hedge.v1.LocksRelay/Relay", NULL, serve_relay, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -661,6 +673,10 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
     rv = rv != 0 ? rv : start_messages(n, e);
+    rv = rv != 0 ? rv : locks_new(n, e);
+    if (rv == 0 && sem_session_new(n, &n->session) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start a session");
+    }
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
@@ -740,6 +756,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
 
 static void free_all(struct hedge_node *n)
 {
+    locks_free(n);
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
     pool_free(n->call_pool);
@@ -773,15 +790,28 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     if (n == NULL) {
         return;
     }
-    node_begin_stop(n);
+    atomic_store(&n->closing, true);
+    pthread_mutex_lock(&n->pub_lock);
+    pthread_cond_broadcast(&n->pub_changed);
+    pthread_mutex_unlock(&n->pub_lock);
+    sem_session_stop(n->session);
+    locks_stop(n);
+    if (n->kv != NULL) {
+        kv_stop(n->kv);
+    }
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);
     lines_server_free(n->lines, GRACE_MS);
     n->lines = NULL;
+    if (n->front_end != NULL) {
+        n->front_end(n->front_ctx);
+    }
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;
+    sem_session_free(n->session);
+    n->session = NULL;
     node_loop_release(n);
     free_all(n);
     rpc_shutdown();

@@ -83,6 +83,8 @@ struct hedge_node {
     /* Clients' messages and streams that are served. */
     atomic_uint sending, relaying;
     struct rpc_server *server;
+    struct locks *locks;         /* locks.h */
+    struct sem_session *session; /* Of its own semaphores. */
 
     /* The loop. */
     uv_loop_t loop;
@@ -130,7 +132,9 @@ struct hedge_node {
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
-    struct lines_server *lines;        /* On listen_fd. */
+    struct lines_server *lines;   /* On listen_fd. */
+    void (*front_end)(void *ctx); /* node_set_front() */
+    void *front_ctx;
     atomic_uint_fast64_t loop_beat_ms; /* When the loop last went round. */
     atomic_uint looking;               /* Streams of health and reflection. */
     atomic_bool in_group;              /* Set by the loop. */

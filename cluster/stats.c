@@ -1,6 +1,5 @@
 #include "cluster/stats.h"
 
-#include "cluster/kv.h"
 #include "cluster/node_internal.h"
 #include "cluster/serve_lines.h"
 
@@ -470,13 +469,8 @@ size_t node_checks(struct hedge_node *n, unsigned kinds,
     return count;
 }
 
-void node_begin_stop(struct hedge_node *n)
+void node_set_front(struct hedge_node *n, void (*end)(void *ctx), void *ctx)
 {
-    atomic_store(&n->closing, true);
-    pthread_mutex_lock(&n->pub_lock);
-    pthread_cond_broadcast(&n->pub_changed);
-    pthread_mutex_unlock(&n->pub_lock);
-    if (n->kv != NULL) {
-        kv_stop(n->kv);
-    }
+    n->front_end = end;
+    n->front_ctx = ctx;
 }

@@ -82,8 +82,9 @@ static int run(struct options *o)
         (void)sigwait(&set, &sig);
     } while (sig == SIGHUP);
     log_info("hedged", "signal %d: stopping", sig);
-    http_free(http);
+    http_quiesce(http);
     hedge_node_stop(node);
+    http_free(http);
     daemon_handlers_release(&handlers);
     return 0;
 }

@@ -37,6 +37,7 @@ extern const struct cli_command cluster_commands[];
 extern const struct cli_command sos_commands[];
 extern const struct cli_command msg_commands[];
 extern const struct cli_command msg_stream_commands[];
+extern const struct cli_command sem_commands[];
 extern const struct cli_command log_commands[];
 
 #endif

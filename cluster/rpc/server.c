@@ -66,7 +66,9 @@ struct rpc_server {
 
 struct rpc_call {
     unsigned magic;
-    struct rpc_tag arrived, answered, closed;
+    struct rpc_tag arrived, answered, closed, over;
+    void (*watch_fn)(void *arg, bool gone); /* NULL: nobody watches. */
+    void *watch_arg;
     struct method *method;
     grpc_call *call;
     gpr_timespec deadline;
@@ -189,7 +191,7 @@ static void call_answer(struct rpc_call *c, int code, const char *text)
         ops[n++].data.send_message.send_message = c->reply;
     }
     rpc_status_op_init(&st, &ops[n++], code, text);
-    if (!c->watched) {
+    if (!c->watched && c->watch_fn == NULL) {
         ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
         ops[n++].data.recv_close_on_server.cancelled = &c->gone;
     }
@@ -227,6 +229,32 @@ uint64_t rpc_call_left_ms(const struct rpc_call *c)
 {
     assert(c->magic == CALL_MAGIC);
     return rpc_left_ms(rpc_until_from(c->deadline));
+}
+
+static void on_over(struct rpc_tag *t, bool ok)
+{
+    struct rpc_call *c = container_of(t, struct rpc_call, over);
+
+    c->watch_fn(c->watch_arg, !ok || c->gone != 0);
+    call_unref(c);
+}
+
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg)
+{
+    grpc_op op;
+
+    assert(c->magic == CALL_MAGIC && c->watch_fn == NULL);
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    op.data.recv_close_on_server.cancelled = &c->gone;
+    c->watch_fn = fn;
+    c->watch_arg = arg;
+    c->over = RPC_TAG_INIT(on_over);
+    atomic_fetch_add(&c->refs, 1);
+    if (rpc_start_here(c->call, &op, 1, &c->over) != 0) {
+        on_over(&c->over, false);
+    }
 }
 
 const char *rpc_call_peer(struct rpc_call *c)
