@@ -1,6 +1,9 @@
 #include "cluster/line_calls.h"
 
 #include "cluster/handlers.h"
+#include "cluster/kv.h"
+#include "cluster/line_put.h"
+#include "cluster/line_sem.h"
 #include "cluster/node_internal.h"
 #include "cluster/serve_lines.h"
 
@@ -243,18 +246,90 @@ static void run_members(struct line_call *c, const struct line *l)
 
 /* --- the log --- */
 
+/* The parser copies both texts out of the payload. */
+static int put_json(struct line_call *c, unsigned flags)
+{
+    struct hedge_node *n = c->node;
+    struct line_put json;
+    struct engine_put put = {.flags = flags};
+    size_t copy = c->payload.len;
+    int rv = msg_budget_take(n->messages, copy, LINES_ROOM_MS, &c->error);
+
+    if (rv != 0) {
+        return rv;
+    }
+    rv = line_put_parse(c->payload.data, c->payload.len, &json, &c->error);
+    if (rv == 0) {
+        msg_buf_clear(&c->payload);
+        put.key = json.key;
+        put.key_len = strlen(json.key);
+        put.value = json.value;
+        put.value_len = strlen(json.value);
+        rv = kv_put(n->kv, &put, 1, true, LINES_CALL_MS, &c->error);
+    }
+    line_put_release(&json);
+    msg_budget_give(n->messages, copy);
+    return rv;
+}
+
 static void run_put(struct line_call *c, const struct line *l)
 {
-    (void)l;
-    reply_error(c, true, HEDGE_ENOTSUP, "");
+    bool replace = l->n_words == 1 && strcmp(l->words[0], "noappend") == 0;
+    int rv;
+
+    if (!hedge_has_lock(c->node, NULL)) {
+        reply_no(c);
+        return;
+    }
+    if (l->n_words == 1 && !replace) {
+        reply_error(c, true, HEDGE_EINVAL, "wanted: PUT <base64> [noappend]");
+        return;
+    }
+    rv = put_json(c, replace ? ENGINE_REPLACE : 0);
+    if (rv == 0) {
+        reply_ack(c);
+    } else if (rv == HEDGE_ENOTLEADER) {
+        reply_no(c);
+    } else {
+        reply_error(c, true, rv, c->error.text);
+    }
 }
 
 /* --- semaphores --- */
 
-static void run_semaphore(struct line_call *c, const struct line *l)
+static void reply_done(struct line_call *c, int rv)
 {
-    (void)l;
-    reply_error(c, true, HEDGE_ENOTSUP, "");
+    if (rv == 0) {
+        reply_ack(c);
+    } else {
+        reply_error(c, true, rv, c->error.text);
+    }
+}
+
+static void run_create(struct line_call *c, const struct line *l)
+{
+    reply_done(c, line_sem_create(c->node, l->words[0], l->words[1],
+                                  l->words[2], LINES_CALL_MS, &c->error));
+}
+
+static void run_acquire(struct line_call *c, const struct line *l)
+{
+    char text[HEDGE_ERROR_TEXT_MAX];
+    int rv = line_sem_acquire(c->node, l->words[0], l->words[1], LINES_CALL_MS,
+                              &c->error);
+
+    if (rv != 0) {
+        (void)snprintf(text, sizeof text, "%d:%.400s", line_sem_may_retry(rv),
+                       c->error.text);
+        (void)error_set(&c->error, rv, "%s", text);
+    }
+    reply_done(c, rv);
+}
+
+static void run_release(struct line_call *c, const struct line *l)
+{
+    reply_done(c, line_sem_release(c->node, l->words[0], l->words[1],
+                                   LINES_CALL_MS, &c->error));
 }
 
 /* --- all of them --- */
@@ -270,9 +345,9 @@ static const struct request {
     [LINE_ALL] = {run_broadcast, false, ""},
     [LINE_HEY] = {run_hey, false, ""},
     [LINE_MEM] = {run_members, false, ""},
-    [LINE_SEM] = {run_semaphore, true, ""},
-    [LINE_SEA] = {run_semaphore, true, "0:"},
-    [LINE_SER] = {run_semaphore, true, ""},
+    [LINE_SEM] = {run_create, true, ""},
+    [LINE_SEA] = {run_acquire, true, "0:"},
+    [LINE_SER] = {run_release, true, ""},
 };
 
 void line_call_run(struct line_call *c, const struct line *l)

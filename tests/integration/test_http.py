@@ -239,6 +239,38 @@ class Stores(HttpTest):
             self.first)["hedge_writers"] == 0)
 
 
+class Log(HttpTest):
+
+    def test_put_get(self):
+        put, get = self.nodes
+        for key, value in ((b"k", b"v"), (b"k", b"a value\nof two lines"),
+                           (b"empty", b""), (b"bytes", bytes(range(256))),
+                           (b"\xff\x01", b" two spaces before "),
+                           (b"big", random_bytes(3 * MIB))):
+            self.assertEqual(request(put, "/put", key + b" " + value),
+                             (200, b""))
+            for node in self.nodes:
+                self.assertEqual(request(node, "/get", key), (200, value))
+            put, get = get, put
+        for method in ("GET", "PUT", "DELETE"):
+            self.assertEqual(
+                request(self.first, "/get", b"empty", method=method),
+                (200, b""))
+        versions = self.first.ctl("get", "k", "--all", json_output=True)
+        self.assertEqual(len(versions.objects()), 2)
+
+    def test_what_is_refused(self):
+        for body in (b"", b"key", b" value", b"__hedge/x y", b"\0 y",
+                     b"k" * 600 + b" v"):
+            self.fails(400, self.first, "/put", body)
+        self.fails(413, self.first, "/put", b"k " + bytes(17 * MIB))
+        self.fails(404, self.first, "/get", b"nothing")
+        for key in (b"", b"__hedge/x", b"k" * 600):
+            status, body = request(self.first, "/get", key)
+            self.assertIn(status, (400, 404), body)
+            self.assertEqual(body.count(b"\n"), 1)
+
+
 class Messages(HttpTest):
 
     def test_send(self):
@@ -257,6 +289,18 @@ class Messages(HttpTest):
             self.assertEqual(status, 200, body)
             self.assertEqual(sorted(body.decode().splitlines()), [
                 f"{i}\t{i}: a\\nb\\r\\n\tc" for i in ids])
+
+
+    def test_streams(self):
+        leader = self.shared.leader().id
+        for node in self.nodes:
+            self.assertEqual(request(node, "/streamsend", b"one\ntwo"),
+                             (200, f"{leader}: one\\ntwo\n".encode()))
+            status, body = request(node, "/streambroadcast", b"x")
+            self.assertEqual(status, 200, body)
+            self.assertEqual(sorted(body.decode().splitlines()),
+                             sorted(f"{n.id}: x" for n in self.nodes))
+            self.assertEqual(request(node, "/streamsend", b"")[0], 200)
 
 
 class Manners(HttpTest):
