@@ -137,6 +137,8 @@ struct hedge_node {
     void *front_ctx;
     atomic_uint_fast64_t loop_beat_ms; /* When the loop last went round. */
     atomic_uint looking;               /* Streams of health and reflection. */
+    atomic_uint hp_streams;            /* Of parts, for hedgeproto. */
+    atomic_uint_fast64_t local_stores; /* Ever made, for their generations. */
     atomic_bool in_group;              /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
@@ -274,6 +276,15 @@ void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
                         size_t len);
 int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+
+/* --- serve_hedgeproto.c --- */
+#define SERVE_HP_MAX 8
+int serve_hp_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_hp_close(struct rpc_call *call, void *ctx, const void *req,
+                    size_t len);
 
 /* --- serve_messages.c --- */
 int msg_parts_new(struct msg_parts **out);

@@ -289,6 +289,7 @@ static void stream_stats(const struct out *o, const struct rpc_server_use *u)
         {"write", n->writing, serve_streams_max(n, 2, 1)},
         {"relay", n->passing, serve_passing_max(n)},
         {"health", n->looking, SERVE_LOOKING_MAX},
+        {"parts", n->hp_streams, SERVE_HP_MAX},
     };
     size_t count = sizeof table / sizeof table[0];
 

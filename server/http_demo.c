@@ -200,8 +200,9 @@ static void broadcast_answer(struct http_request *r)
 
 /* --- streams of one message --- */
 
-/* Everything that comes back, a line each: replies, and who has failed. */
-static int gather(struct http_request *r, struct hedge_stream *s,
+/* Everything that comes back, a line each: replies, and who has failed. `one`:
+ * there is one far end, whose failure is the stream's. */
+static int gather(struct http_request *r, struct hedge_stream *s, bool one,
                   struct strbuf *b)
 {
     struct hedge_message m = {.data = r->body.len > 0 ? r->body.data
@@ -216,8 +217,8 @@ static int gather(struct http_request *r, struct hedge_stream *s,
         if (rv == 0) {
             http_add_escaped(b, m.data, m.len);
             strbuf_add(b, "\n", 1);
-        } else if (rv != HEDGE_EEND && rv != HEDGE_ETIMEDOUT &&
-                   m.from != NULL && m.from[0] != '\0') {
+        } else if (rv != HEDGE_EEND && !one && m.from != NULL &&
+                   m.from[0] != '\0') {
             strbuf_addf(b, "%s\t", m.from);
             http_add_escaped(b, r->error.text, strlen(r->error.text));
             strbuf_add(b, "\n", 1);
@@ -225,22 +226,20 @@ static int gather(struct http_request *r, struct hedge_stream *s,
         }
         if (b->len > HTTP_BODY_MAX) {
             rv = error_set(&r->error, HEDGE_ETOOBIG,
-                           "the replies are over %zu "
-                           "bytes",
-                           HTTP_BODY_MAX);
+                           "the replies are over %zu bytes", HTTP_BODY_MAX);
         }
     }
     return rv == HEDGE_EEND ? 0 : rv;
 }
 
 static void stream_answer(struct http_request *r, struct hedge_stream *s,
-                          int rv)
+                          bool one, int rv)
 {
     struct strbuf b;
 
     strbuf_init(&b);
     if (rv == 0) {
-        rv = gather(r, s, &b);
+        rv = gather(r, s, one, &b);
         hedge_stream_close(s);
     }
     if (rv == 0) {
@@ -256,7 +255,7 @@ static void stream_send_answer(struct http_request *r)
     struct hedge_stream *s = NULL;
     int rv = hedge_stream_to_leader(r->node, HTTP_CALL_MS, &s, &r->error);
 
-    stream_answer(r, s, rv);
+    stream_answer(r, s, true, rv);
 }
 
 static void stream_broadcast_answer(struct http_request *r)
@@ -265,7 +264,7 @@ static void stream_broadcast_answer(struct http_request *r)
     int rv =
         hedge_stream_broadcast(r->node, false, HTTP_CALL_MS, &s, &r->error);
 
-    stream_answer(r, s, rv);
+    stream_answer(r, s, false, rv);
 }
 
 /* --- the log --- */

@@ -390,7 +390,7 @@ static void passage_step(struct passage *p, bool exhausted)
         return;
     }
     p->tried_disk = true;
-    if (!enough && !exhausted && s->remote != NULL &&
+    if (!enough && !exhausted && s->remote != NULL && !store->options.local &&
         tier_put(s->remote, &p->req) == 0) {
         return;
     }
@@ -421,9 +421,10 @@ void describe_limits(struct sos_store *store, struct hedge_error *e)
     char own[96] = "", peers[HEDGE_ERROR_TEXT_MAX];
 
     (void)snprintf(peers, sizeof peers, "%s",
-                   s->remote == NULL    ? "there are no other nodes"
-                   : e->text[0] != '\0' ? e->text
-                                        : "no other node took it");
+                   s->remote == NULL      ? "there are no other nodes"
+                   : store->options.local ? "other nodes are not asked"
+                   : e->text[0] != '\0'   ? e->text
+                                          : "no other node took it");
     if (o->mem_limit != 0 || o->disk_limit != 0) {
         (void)snprintf(own, sizeof own,
                        " (per node it may use memory %s, disk %s; 0 = any)",

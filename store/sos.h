@@ -68,6 +68,10 @@ struct sos_store_options {
     unsigned replicas; /* 1: one copy. */
     enum sos_compression compression;
     int level; /* zstd's; 0: 1. */
+    /* Of this node alone: in a name space of its own, found by sos_find_local()
+     * and unknown to sos_find() and sos_each(); its blocks are never lent. */
+    bool local;
+    uint64_t closed_ttl_ms; /* Local ones: the TTL once sos_store_end() is. */
 };
 
 /* Is this what a store can be made with? HEDGE_EINVAL names what is not. */
@@ -80,6 +84,12 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
 /* HEDGE_ENOTFOUND, or HEDGE_EEXPIRED with how long ago. */
 int sos_find(struct sos *s, const char *name, struct sos_store **out,
              struct hedge_error *e);
+int sos_find_local(struct sos *s, const char *name, struct sos_store **out,
+                   struct hedge_error *e);
+/* From now on the closed TTL counts, or this one if it is not 0. */
+void sos_store_end(struct sos_store *store, uint64_t closed_ttl_ms);
+/* It is in use again: the usual TTL counts. */
+void sos_store_resume(struct sos_store *store);
 void sos_store_unref(struct sos_store *store);
 /* The name is free at once; blocks are freed in the background, readers and
  * writers get HEDGE_ENOTFOUND. */

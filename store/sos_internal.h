@@ -51,6 +51,7 @@ struct sos_store {
     unsigned inflight;            /* Passages. */
     struct list fetches;          /* Reads from disk and peers under way. */
     uint64_t idle_since_ms;       /* Boot time; when the last one closed. */
+    bool ends;                    /* sos_store_end() */
     struct use *uses;
     unsigned n_uses;
 };
