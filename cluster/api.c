@@ -7,8 +7,11 @@
 #include "store/reader.h"
 #include "store/writer.h"
 
+#include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #define OPEN_MS 15000
 
@@ -20,6 +23,55 @@ HEDGE_API const char *hedge_node_name(const struct hedge_node *node)
 HEDGE_API const char *hedge_node_grpc_address(const struct hedge_node *node)
 {
     return node->grpc_address;
+}
+
+HEDGE_API bool hedge_node_is_running(const struct hedge_node *node)
+{
+    return !atomic_load(&node->closing);
+}
+
+HEDGE_API int hedge_node_describe(struct hedge_node *node, char *out,
+                                  size_t size)
+{
+    struct hedge_leader leader;
+    uint64_t token;
+
+    if (hedge_has_lock(node, &token)) {
+        return snprintf(out, size,
+                        "node %s of group %s: leads with token %" PRIu64,
+                        node->id, node->group, token);
+    }
+    if (hedge_leader(node, &leader) == 0) {
+        return snprintf(out, size,
+                        "node %s of group %s: follows %s with token %" PRIu64,
+                        node->id, node->group, leader.id, leader.token);
+    }
+    return snprintf(out, size, "node %s of group %s: knows no leader", node->id,
+                    node->group);
+}
+
+HEDGE_API int hedge_node_run(const struct hedge_options *o,
+                             const volatile bool *stop, struct hedge_node **out,
+                             struct hedge_error *e)
+{
+    const struct timespec tick = {.tv_nsec = 100000000};
+    struct hedge_node *node;
+    int rv = hedge_node_start(o, &node, e);
+
+    if (out != NULL) {
+        *out = node;
+    }
+    if (rv != 0) {
+        return rv;
+    }
+    while (!*stop) {
+        (void)nanosleep(&tick, NULL);
+    }
+    hedge_node_stop(node);
+    if (out != NULL) {
+        *out = NULL;
+    }
+    return 0;
 }
 
 HEDGE_API uint64_t hedge_lease_ms(const struct hedge_node *node)

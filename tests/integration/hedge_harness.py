@@ -53,7 +53,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _live = set()  # Every process started and not yet reaped.
 _shared = set()  # Those of them that outlive one test.
-_stubs = None
+_stubs = None  # The directory.
 
 
 class Timeout(AssertionError):
@@ -81,22 +81,24 @@ signal.signal(signal.SIGTERM, _on_term)
 # --- the schema --------------------------------------------------------------
 
 
-def stubs():
-    """(hedge_pb2, hedge_pb2_grpc), generated once per run."""
+def stubs(name="hedge"):
+    """(NAME_pb2, NAME_pb2_grpc) of proto/NAME.proto; all are generated once
+    per run."""
     global _stubs
     if _stubs is None:
-        out = tempfile.mkdtemp(prefix="hedge-proto-")
-        atexit.register(shutil.rmtree, out, ignore_errors=True)
+        _stubs = tempfile.mkdtemp(prefix="hedge-proto-")
+        atexit.register(shutil.rmtree, _stubs, ignore_errors=True)
+        protos = [p for p in os.listdir(os.path.join(ROOT, "proto"))
+                  if p.endswith(".proto")]
         subprocess.run(
             ["protoc", "-I", os.path.join(ROOT, "proto"),
-             "--python_out", out, "--grpc_python_out", out,
+             "--python_out", _stubs, "--grpc_python_out", _stubs,
              "--plugin=protoc-gen-grpc_python="
              + (shutil.which("grpc_python_plugin") or "grpc_python_plugin"),
-             "hedge.proto"], check=True, timeout=60)
-        sys.path.insert(0, out)
-        _stubs = (importlib.import_module("hedge_pb2"),
-                  importlib.import_module("hedge_pb2_grpc"))
-    return _stubs
+             *protos], check=True, timeout=60)
+        sys.path.insert(0, _stubs)
+    return (importlib.import_module(name + "_pb2"),
+            importlib.import_module(name + "_pb2_grpc"))
 
 
 def hedge_error(error):

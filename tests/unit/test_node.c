@@ -37,7 +37,8 @@ static unsigned free_ports(void)
     static unsigned at;
 
     if (at == 0) {
-        at = 20000 + (unsigned)getpid() % 20000;
+        /* Below the range that outgoing connections take theirs from. */
+        at = 12000 + (unsigned)getpid() * 64 % 20000;
     }
     for (;;) {
         struct sockaddr_in a = {.sin_family = AF_INET};
@@ -133,6 +134,34 @@ static int teardown(void **state)
         hedge_node_stop(c->node[i]);
     }
     return nftw(c->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void says_who_it_is(void **state)
+{
+    struct cluster *c = *state;
+    struct hedge_error e = {0};
+    struct hedge_node *node;
+    struct hedge_options o;
+    volatile bool stop = true;
+    char text[256], listen[64], engine[128], data[128];
+
+    assert_true(hedge_node_is_running(c->node[0]));
+    assert_true(hedge_node_describe(c->node[0], text, sizeof text) > 0);
+    assert_non_null(strstr(text, hedge_node_name(c->node[0])));
+    assert_true(hedge_node_describe(c->node[0], NULL, 0) > 0);
+
+    hedge_options_init(&o);
+    (void)snprintf(listen, sizeof listen, "127.0.0.1:%u", free_ports());
+    (void)snprintf(engine, sizeof engine, "lmdb:%s/alone", c->dir);
+    (void)snprintf(data, sizeof data, "%s/alone-data", c->dir);
+    o.listen = listen;
+    o.engine = engine;
+    o.data_dir = data;
+    o.mem_limit = 16 * MIB;
+    assert_int_equal(hedge_node_run(&o, &stop, &node, &e), 0);
+    assert_null(node);
+    o.listen = "nowhere";
+    assert_int_equal(hedge_node_run(&o, &stop, NULL, &e), HEDGE_EINVAL);
 }
 
 static void one_leader(void **state)
@@ -382,6 +411,7 @@ static void errors_at_start(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(says_who_it_is),
         cmocka_unit_test(one_leader),
         cmocka_unit_test(a_store_spans_the_cluster),
         cmocka_unit_test(a_writer_elsewhere),
