@@ -254,30 +254,38 @@ static int write_all(const struct sos_write_args *a, struct client *c,
     return closed == 0 ? 0 : ctl_error(&close_error);
 }
 
-int sos_write_run(const struct sos_write_args *a)
+/* A directory can be opened but not read: that is said before a store is made.
+ */
+static int open_input(const struct sos_write_args *a, struct input *in)
 {
+    const char *name = a->file != NULL ? a->file : "standard input";
     struct stat st;
-    struct input in = {.fd = STDIN_FILENO};
-    struct client *c;
-    int rv;
 
     if (a->file != NULL) {
-        in.fd = open(a->file, O_RDONLY | O_CLOEXEC);
-        if (in.fd < 0) {
-            return cli_fail("%s: %s", a->file, strerror(errno));
-        }
-        if (fstat(in.fd, &st) == 0 && S_ISDIR(st.st_mode)) {
-            close(in.fd);
-            return cli_fail("%s: %s", a->file, strerror(EISDIR));
+        in->fd = open(a->file, O_RDONLY | O_CLOEXEC);
+        if (in->fd < 0) {
+            return cli_fail("%s: %s", name, strerror(errno));
         }
     }
-    rv = ctl_connect(a->ctl, &c);
+    if (fstat(in->fd, &st) == 0 && S_ISDIR(st.st_mode)) {
+        return cli_fail("%s: %s", name, strerror(EISDIR));
+    }
+    return 0;
+}
+
+int sos_write_run(const struct sos_write_args *a)
+{
+    struct input in = {.fd = STDIN_FILENO};
+    struct client *c;
+    int rv = open_input(a, &in);
+
+    rv = rv != 0 ? rv : ctl_connect(a->ctl, &c);
     if (rv == 0) {
         rv = write_all(a, c, &in);
         client_free(c);
     }
     mem_free(in.buffer);
-    if (a->file != NULL) {
+    if (a->file != NULL && in.fd >= 0) {
         close(in.fd);
     }
     return rv;

@@ -85,12 +85,28 @@ class RoundTrip(SharedTest):
         self.assertIn("No such file", missing.err)
         self.assert_status(self.first.ctl("sos", "stat", "y"), 3)
 
-    def test_unreadable_input(self):
-        # A directory can be opened but not read: the writer is given up.
-        result = self.first.ctl("sos", "write", "x", self.dir)
+    def test_directory_as_input(self):
+        """Refused before anything is made, by name or as standard input."""
+        named = self.first.ctl("sos", "write", "x", self.dir)
+        folder = os.open(self.dir, os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        given = finish(hedgectl_start("sos", "write", "x", node=self.first,
+                                      stdin=folder))
+        for result in (named, given):
+            self.assert_status(result, 1)
+            self.assertIn("Is a directory", result.err)
+            self.assertEqual(len(result.err.splitlines()), 1, result)
+            self.assert_status(self.first.ctl("sos", "read", "x"), 3)
+
+    def test_input_that_breaks(self):
+        """EIO once the store is open: the writer is given up."""
+        result = self.first.ctl("sos", "write", "x", "/proc/self/mem")
         self.addCleanup(self.first.ctl, "sos", "rm", "x")
         self.assert_status(result, 1)
-        self.assertIn("directory", result.err)
+        self.assertIn("reading the input: Input/output error", result.err)
+        wait_until("the node to notice", lambda: self.first.ctl(
+            "sos", "stat", "x", json_output=True).object()["state"]
+            == "aborted", 10)
         self.assert_status(self.first.ctl("sos", "read", "x"), 1)
 
     def test_line_longer_than_the_cut(self):
