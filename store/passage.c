@@ -11,6 +11,7 @@
  * the threads that reap the requests; none of its steps blocks. */
 #include "store/passage_internal.h"
 
+#include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -42,7 +43,7 @@ struct passages {
     pthread_cond_t freed;
     struct list free;
     struct list homeless; /* Nobody took them; tried again now and then. */
-    struct list waiting;  /* Active, until dead stores have been buried. */
+    struct list waiting;  /* Active; room is being made. */
     unsigned inflight;
     struct passage all[PASSAGES_MAX];
 };
@@ -348,13 +349,34 @@ static bool submit_disk(struct passage *p)
     return false;
 }
 
+static bool drains(struct drain *d)
+{
+    uint64_t last = atomic_load(&d->last_ms);
+    uint64_t patience =
+        atomic_load(&d->readers) > 0 ? DRAIN_PATIENCE_MS : DRAIN_LAST_MS;
+
+    return last != 0 && clock_mono_ms() - last < patience;
+}
+
+/* Do readers that discard make room for this block? Under limits of its own
+ * it is not helped by what other stores give back. */
+static bool is_drained_for(struct passage *p)
+{
+    const struct sos_store_options *o = &p->store->options;
+    bool own = o->mem_limit != 0 || o->disk_limit != 0;
+    struct catalog_entry e;
+
+    return drains(own ? &p->store->drain : &p->store->sos->drain) &&
+           catalog_get(p->store->sos->catalog, &p->id, &e) == 0;
+}
+
 /* Wait for the janitor while it, or readers, are about to make room. */
 static bool passage_waits(struct passage *p)
 {
     struct passages *all = p->store->sos->passages;
 
     if (atomic_load(&p->store->sos->n_burying) == 0 &&
-        (!p->more_soon || p->waited)) {
+        (!p->more_soon || p->waited) && !is_drained_for(p)) {
         return false;
     }
     p->waited = true;
@@ -446,10 +468,11 @@ void passage_start(struct passage *p, struct sos_sink *sink,
     passage_step(p, false);
 }
 
-void passages_retry(struct sos *s)
+bool passages_retry(struct sos *s)
 {
     struct passages *all = s->passages;
     struct list waited, *l, *tmp;
+    bool soon;
 
     list_init(&waited);
     pthread_mutex_lock(&all->lock);
@@ -471,6 +494,10 @@ void passages_retry(struct sos *s)
         p->tried_disk = p->stays;
         passage_step(p, false);
     }
+    pthread_mutex_lock(&all->lock);
+    soon = !list_empty(&all->waiting);
+    pthread_mutex_unlock(&all->lock);
+    return soon;
 }
 
 void passages_purge(struct sos *s, struct sos_store *store)

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define JANITOR_MS 250
+#define JANITOR_SOON_MS 20
 
 /* The life of a store:
  *   named (sos.stores) -> dead (removed or expired; name free) -> doomed, no
@@ -123,6 +124,14 @@ struct fetch *fetch_of(struct sos_store *store, const struct block_id *id)
     return NULL;
 }
 
+void drain_note(struct sos_store *store)
+{
+    uint64_t now = clock_mono_ms();
+
+    atomic_store(&store->drain.last_ms, now);
+    atomic_store(&store->sos->drain.last_ms, now);
+}
+
 /* store->lock held. What the copy counted goes. */
 static void uncount(struct sos_store *store, const struct catalog_entry *e,
                     const struct catalog_copy *copy)
@@ -158,6 +167,7 @@ void store_discard(struct sos_store *store, const struct block_id *id,
         return; /* What the catalog knows must be there: later, with all. */
     }
     store->n_discarded += !keep_number;
+    drain_note(store);
     owned = passages_owns(s, id);
     reading = fetch_of(store, id);
     for (unsigned i = 0; i < e.n_copies; i++) {
@@ -381,6 +391,7 @@ static void *janitor_main(void *arg)
         struct sos_store *store = next_to_bury(s);
         struct timespec ts;
         uint64_t until;
+        bool soon;
 
         if (store != NULL) {
             pthread_mutex_unlock(&s->lock);
@@ -394,10 +405,11 @@ static void *janitor_main(void *arg)
         }
         expire_stores(s, clock_boot_ms());
         pthread_mutex_unlock(&s->lock);
-        passages_retry(s);
+        soon = passages_retry(s);
         lend_expire(s, clock_boot_ms());
         pthread_mutex_lock(&s->lock);
-        until = clock_mono_ns() + (uint64_t)JANITOR_MS * 1000000u;
+        until = clock_mono_ns() +
+                (uint64_t)(soon ? JANITOR_SOON_MS : JANITOR_MS) * 1000000u;
         ts.tv_sec = (time_t)(until / 1000000000u);
         ts.tv_nsec = (long)(until % 1000000000u);
         pthread_cond_timedwait(&s->wake, &s->lock, &ts);

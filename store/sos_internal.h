@@ -21,6 +21,16 @@ struct use {
     uint64_t blocks, bytes, stored_bytes;
 };
 
+/* Readers that discard make room. While they are at work a block without a
+ * place waits for that: it is no reason to call the cluster full. */
+#define DRAIN_PATIENCE_MS 10000 /* A reader works at its block for so long. */
+#define DRAIN_LAST_MS 3000      /* Until peers' figures show what has gone. */
+
+struct drain {
+    atomic_uint readers;
+    atomic_uint_least64_t last_ms; /* Something was discarded; 0: never. */
+};
+
 /* What is known of each writer a store has ever had. */
 struct writer_state {
     uint64_t open_sequence; /* Where its unfinished record is. */
@@ -53,6 +63,7 @@ struct sos_store {
     uint64_t idle_since_ms;       /* Boot time; when the last one closed. */
     struct use *uses;
     unsigned n_uses;
+    struct drain drain;
 };
 
 struct tombstone {
@@ -87,6 +98,8 @@ struct sos {
      * room back, so a block without a place waits for it. */
     atomic_uint n_burying;
 
+    struct drain drain; /* Of all stores. */
+
     struct passages *passages; /* passage.c */
     struct encoders *encoders;
     struct meter leaving;  /* How fast blocks leave the memory here. */
@@ -119,6 +132,9 @@ void store_idle_check(struct sos_store *store);
  * a block whose number must stay, only the copies. */
 void store_discard(struct sos_store *store, const struct block_id *id,
                    bool keep_number);
+
+/* Something of the store was discarded, or is about to be. */
+void drain_note(struct sos_store *store);
 
 /* cursor.c. Without locks: readers give back what they have only fetched
  * ahead, because a writer finds no room. True: some is still being read and
@@ -164,8 +180,9 @@ void passages_free(struct passages *p);
 /* Is the block on its way? Then its passage owns its memory. A homeless one is
  * forgotten, because the caller is about to give the block back. */
 bool passages_owns(struct sos *s, const struct block_id *id);
-/* Janitor: try again what found no place. */
-void passages_retry(struct sos *s);
+/* Janitor: try again what found no place. True: some of it should be tried
+ * again soon. */
+bool passages_retry(struct sos *s);
 /* Forget the homeless blocks of a store that is being buried. */
 void passages_purge(struct sos *s, struct sos_store *store);
 
