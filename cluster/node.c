@@ -704,6 +704,7 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
         return;
     }
     atomic_store(&n->closing, true);
+    sos_hurry(n->sos);
     pthread_mutex_lock(&n->pub_lock);
     pthread_cond_broadcast(&n->pub_changed);
     pthread_mutex_unlock(&n->pub_lock);

@@ -366,7 +366,8 @@ static bool is_drained_for(struct passage *p)
     bool own = o->mem_limit != 0 || o->disk_limit != 0;
     struct catalog_entry e;
 
-    return drains(own ? &p->store->drain : &p->store->sos->drain) &&
+    return !atomic_load(&p->store->sos->hurry) &&
+           drains(own ? &p->store->drain : &p->store->sos->drain) &&
            catalog_get(p->store->sos->catalog, &p->id, &e) == 0;
 }
 

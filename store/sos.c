@@ -565,6 +565,11 @@ void sos_free(struct sos *s)
     mem_free(s);
 }
 
+void sos_hurry(struct sos *s)
+{
+    atomic_store(&s->hurry, true);
+}
+
 void sos_set_remote(struct sos *s, struct tier *remote)
 {
     assert(s->remote == NULL);

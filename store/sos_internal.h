@@ -99,6 +99,7 @@ struct sos {
     atomic_uint n_burying;
 
     struct drain drain; /* Of all stores. */
+    atomic_bool hurry;
 
     struct passages *passages; /* passage.c */
     struct encoders *encoders;

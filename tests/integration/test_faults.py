@@ -3,6 +3,7 @@ that are full, lie, or are used in another way."""
 import glob
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -394,6 +395,40 @@ class Clients(FaultTest):
         writer.send_signal(18)
         self.assert_done(self.end_write(writer, feeder))
         self.assertTrue(node.ctl("sos", "read", "x").stdout == data)
+
+
+    def test_stop_beside_stopped_clients(self):
+        """A node ends in good order and in time whoever hangs on it."""
+        node, other = self.node(**SMALL), self.node(**SMALL)
+        self.wait_known(node, 2)
+        self.assert_done(node.ctl("sos", "write", "x",
+                                  data=random_bytes(12 * MIB)))
+        clients = [hedgectl_start("sos", "read", "x", node=n,
+                                  stdout=subprocess.DEVNULL)
+                   for n in (node, other, node, other)]
+        # A full house, a reader that should make room in it, and a writer
+        # that waits for that.
+        full = self.start_write(node, "y")
+        feeder = self.feed(full, random_bytes(40 * MIB))
+        wait_until("the store", lambda: node.ctl(
+            "sos", "stat", "y").status == 0, 10)
+        drain = hedgectl_start("sos", "read", "y", "--follow", "--discard",
+                               node=node)
+        clients += [hedgectl_start("members", "--follow", node=node), drain]
+        drain.stdout.read(1000)
+        time.sleep(0.5)
+        for client in clients:
+            client.send_signal(signal.SIGSTOP)
+        for ending in (node, other):
+            start = time.monotonic()
+            self.assertEqual(ending.terminate(), 0)
+            took = time.monotonic() - start
+            report("stop beside stopped clients", seconds=f"{took:.2f}")
+            self.assertLess(took, 10)
+        for client in clients:
+            client.kill()
+            finish(client)
+        self.assertNotEqual(self.end_write(full, feeder).status, 0)
 
 
 class Disks(FaultTest):
