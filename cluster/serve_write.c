@@ -207,7 +207,7 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
 {
     Hedge__V1__WriteReply m = HEDGE__V1__WRITE_REPLY__INIT;
     struct manifest claimed = {.records = c->records, .bytes = c->bytes};
-    struct manifest counted, *claim = NULL;
+    struct manifest *claim = NULL;
     struct sos_info info;
     int rv;
 
@@ -231,15 +231,11 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
                atomic_load(&w->sink->failed) != HEDGE_EFULL) {
         claim = &claimed;
     }
-    rv = sos_sink_close(w->sink, claim, &counted, e);
+    rv = sos_sink_commit(w->sink, claim, &info, e);
     w->sink = NULL;
     if (rv != 0 && rv != HEDGE_EFULL) {
         return rv;
     }
-    if (sos_store_info(w->store, &info) != 0) {
-        return HEDGE_ENOMEM;
-    }
-    info.manifest = counted;
     if (rv == HEDGE_EFULL && !w->told_full) {
         m.full = e->text;
     }

@@ -159,11 +159,15 @@ static void passage_leave(struct passage *p, bool homeless)
 /* store->lock held. The catalog has the new copies in place of the old. */
 static void settle_counts(struct passage *p, const struct catalog_entry *old)
 {
-    for (unsigned i = 0; i < old->n_copies; i++) {
-        use_add(p->store, old, &old->copies[i], -1);
-    }
-    for (unsigned i = 0; i < p->entry.n_copies; i++) {
-        use_add(p->store, &p->entry, &p->entry.copies[i], 1);
+    struct uses *all[] = {&p->store->uses, &p->sink->uses};
+
+    for (unsigned k = 0; k < 2; k++) {
+        for (unsigned i = 0; i < old->n_copies; i++) {
+            use_add(p->store->sos, all[k], old, &old->copies[i], -1);
+        }
+        for (unsigned i = 0; i < p->entry.n_copies; i++) {
+            use_add(p->store->sos, all[k], &p->entry, &p->entry.copies[i], 1);
+        }
     }
 }
 

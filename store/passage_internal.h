@@ -9,10 +9,12 @@ struct passage;
 
 struct sos_sink {
     struct sink base;
+    struct list link; /* sos_store.sinks */
     struct sos_store *store;
     struct tally tally;
     atomic_bool in_fill;      /* Its block leaves from where it was filled. */
     unsigned inflight;        /* Under store->lock, as is the rest. */
+    struct uses uses;         /* Where its blocks have gone. */
     bool homed;               /* Its claim has become a block's home. */
     struct hedge_error error; /* Why base.failed is set. */
 };

@@ -122,8 +122,8 @@ static void enter_copy(struct sos_store *store, const struct block_id *id,
                 now.copies[i] = *copy;
                 entered = catalog_put(s->catalog, &now) == 0;
                 if (entered) {
-                    use_add(store, &now, &lost, -1);
-                    use_add(store, &now, copy, 1);
+                    use_add(s, &store->uses, &now, &lost, -1);
+                    use_add(s, &store->uses, &now, copy, 1);
                     /* Should its node come back with it after all. */
                     copy_drop(s, &now, &lost);
                 }

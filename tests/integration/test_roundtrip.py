@@ -157,10 +157,19 @@ class RoundTrip(SharedTest):
     # --- appending ---
 
     def test_append(self):
-        self.write("x", b"one\n")
+        first = self.write("x", b"one\n")
         info = self.write("x", b"two\n", "--append")
         # The writer's part, not the store's.
         self.assertEqual((info["records"], info["bytes"]), (1, 4))
+        self.assertEqual([(t["blocks"], t["bytes"]) for t in info["tiers"]],
+                         [(1, 4)])
+        # A store's digest is the sum of its writers'.
+        stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
+        parts = [[int(i["digest"][k:k + 16], 16) for k in (0, 16)]
+                 for i in (first, info, stat)]
+        self.assertEqual([(a + b) % (1 << 64) for a, b in zip(*parts[:2])],
+                         parts[2])
+        self.assertEqual(sum(t["bytes"] for t in stat["tiers"]), 8)
         self.assertEqual(self.read("x"), b"one\ntwo\n")
         stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
         self.assertEqual((stat["records"], stat["bytes"]), (2, 8))
@@ -359,6 +368,9 @@ class RoundTrip(SharedTest):
         wait_until("the first record", lambda: self.read("x") == b"first\n", 5)
         result = self.first.ctl("sos", "read", "x")
         self.assertIn("still being written", result.err)
+        stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
+        self.assertEqual((stat["state"], stat["records"], stat["bytes"]),
+                         ("open", 1, 6))
         self.assert_done(finish(writer))
 
 

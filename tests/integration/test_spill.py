@@ -126,6 +126,11 @@ class Spill(SharedTest):
                 info = self.first.ctl("sos", "stat", "x",
                                       json_output=True).object()
                 self.assertEqual(info["tiers"], [])
+                self.assertEqual(info["discarded_bytes"], len(data))
+                self.assertGreater(info["discarded_blocks"], 80)
+                self.assertEqual(info["missing_copies"], 0)
+                self.assertIn("discarded ", self.first.ctl(
+                    "sos", "stat", "x").out)
                 again = self.first.ctl("sos", "read", "x")
                 self.assertNotEqual(again.status, 0)  # Never a short read.
                 self.assertIn("discarded", again.err)
