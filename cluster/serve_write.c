@@ -227,8 +227,7 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
             claimed.bytes = c->bytes != 0 ? c->bytes : claimed.bytes;
             claim = &claimed;
         }
-    } else if (c->digest.len != 0 &&
-               atomic_load(&w->sink->failed) != HEDGE_EFULL) {
+    } else if (c->digest.len != 0) {
         claim = &claimed;
     }
     rv = sos_sink_commit(w->sink, claim, &info, e);
@@ -236,7 +235,7 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
     if (rv != 0 && rv != HEDGE_EFULL) {
         return rv;
     }
-    if (rv == HEDGE_EFULL && !w->told_full) {
+    if (rv == HEDGE_EFULL) {
         m.full = e->text;
     }
     rv = pb_store_info(&info, w->node->id, &m.committed);

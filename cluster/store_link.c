@@ -60,7 +60,8 @@ struct remote_sink {
     const struct block_memory *memory;
     /* The sender's; after it has been joined, the writer's. */
     unsigned credits;
-    bool full; /* The node has said so; blocks are not sent any more. */
+    bool full;    /* The node has said so; blocks are not sent any more. */
+    bool refused; /* Its last word: not all was stored as it should be. */
     struct hedge_error error; /* Valid once base.failed is set. */
     Hedge__V1__StoreInfo *committed;
 
@@ -100,6 +101,7 @@ static void take_reply(struct remote_sink *s, Hedge__V1__WriteReply *r)
         (void)sink_fail(s, HEDGE_EFULL, &e);
     }
     if (r->committed != NULL) {
+        s->refused = r->full[0] != '\0';
         s->committed = r->committed;
         r->committed = NULL;
     }
@@ -539,8 +541,8 @@ int remote_sink_close(struct sink *base, const struct manifest *claimed,
     if (failed == 0 || failed == HEDGE_EFULL) {
         (void)send_commit(s, claimed);
         rv = await_committed(s, out, e);
-        /* It may have become full on the way. */
-        if (rv == 0 && s->full) {
+        /* Being full is no failure unless something was refused. */
+        if (rv == 0 && s->refused) {
             *e = s->error;
             rv = HEDGE_EFULL;
         }

@@ -261,18 +261,13 @@ static void passage_home(struct passage *p)
 {
     struct sos_store *store = p->store;
     struct sos *s = store->sos;
-    unsigned had = p->entry.n_copies, wanted = store->options.replicas;
+    unsigned had = p->entry.n_copies;
     struct hedge_error why = p->req.error;
     struct catalog_entry e;
     bool there = catalog_get(s->catalog, &p->entry.id, &e) != HEDGE_ENOTFOUND;
 
-    if (wanted > 1) {
-        (void)error_set(&why, HEDGE_EFULL,
-                        "%u copies on as many nodes are wanted, %u could be "
-                        "made: %.400s",
-                        wanted, had == 0 ? 1 : had, p->req.error.text);
-    }
     if (there && !store->dead) {
+        p->sink->short_of_copies = describe_copies(store, had, &why);
         sink_fail(p->sink, HEDGE_EFULL, why.text);
     }
     if (had > 0 || !there) {
@@ -391,6 +386,24 @@ static bool passage_waits(struct passage *p)
     return true;
 }
 
+/* Of the whole group; what is full counts. */
+static unsigned count_nodes(struct sos *s)
+{
+    if (s->remote == NULL) {
+        return 1;
+    }
+    return 1 + (s->remote->ops->nodes != NULL ? s->remote->ops->nodes(s->remote)
+                                              : 1);
+}
+
+/* Are there as many nodes as copies are wanted? */
+static bool may_be_enough(const struct passage *p)
+{
+    unsigned wanted = p->store->options.replicas;
+
+    return wanted == 1 || count_nodes(p->store->sos) >= wanted;
+}
+
 /* Ask the next tier, or end the passage; exhausted: no peer has room. */
 static void passage_step(struct passage *p, bool exhausted)
 {
@@ -406,12 +419,11 @@ static void passage_step(struct passage *p, bool exhausted)
         tier_put(s->remote, &p->req) == 0) {
         return;
     }
-    if (!enough && p->entry.n_copies == 0) {
-        if (passage_stays(p)) {
-            enough = store->options.replicas == 1;
-        } else if (passage_waits(p)) {
-            return;
-        }
+    if (!enough && p->entry.n_copies == 0 && passage_stays(p)) {
+        enough = store->options.replicas == 1;
+    }
+    if (!enough && may_be_enough(p) && passage_waits(p)) {
+        return;
     }
     if (!enough) {
         describe_limits(store, &p->req.error);
@@ -445,6 +457,30 @@ void describe_limits(struct sos_store *store, struct hedge_error *e)
     (void)error_set(e, HEDGE_EFULL,
                     "no room for store \"%.64s\"%s: %.64s: %s; %.300s",
                     store->name, own, s->node, room_text(s, room), peers);
+}
+
+bool describe_copies(struct sos_store *store, unsigned had,
+                     struct hedge_error *e)
+{
+    unsigned wanted = store->options.replicas, nodes = count_nodes(store->sos);
+    struct hedge_error last = *e;
+
+    if (wanted == 1) {
+        return false;
+    }
+    had = had == 0 ? 1 : had; /* It is here. */
+    if (nodes < wanted) {
+        (void)error_set(e, HEDGE_EFULL,
+                        "store \"%.64s\": %u copies on as many nodes are "
+                        "wanted, %u could be made: the group has %u node%s",
+                        store->name, wanted, had, nodes, nodes == 1 ? "" : "s");
+    } else {
+        (void)error_set(e, HEDGE_EFULL,
+                        "%u copies on as many nodes are wanted, %u could be "
+                        "made on the %u there are: %.380s",
+                        wanted, had, nodes, last.text);
+    }
+    return true;
 }
 
 void passage_start(struct passage *p, struct sos_sink *sink,

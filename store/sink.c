@@ -48,6 +48,13 @@ void sos_sink_error(struct sink *base, struct hedge_error *out)
     (void)sink_status(sink_of(base), out);
 }
 
+/* The writer asks because one of its calls is about to fail. */
+static void sink_why(struct sink *base, struct hedge_error *out)
+{
+    sink_of(base)->told = true;
+    (void)sink_status(sink_of(base), out);
+}
+
 /* The one block a writer has claimed is still on its way. */
 static void wait_filled(struct sos_sink *sink)
 {
@@ -73,6 +80,7 @@ static int sink_block(struct sink *base, void **block, struct hedge_error *e)
         int rv = sink_status(sink, e);
 
         if (rv != 0) {
+            sink->told = true;
             return rv;
         }
         if (sink->store->dead) {
@@ -181,6 +189,7 @@ static void tell_full(struct sos_sink *sink)
 
     describe_limits(sink->store, &why);
     pthread_mutex_lock(&sink->store->lock);
+    sink->short_of_copies = describe_copies(sink->store, 1, &why);
     sink_fail(sink, HEDGE_EFULL, why.text);
     pthread_mutex_unlock(&sink->store->lock);
 }
@@ -307,10 +316,8 @@ static int sink_put(struct sink *base, void *block,
     return 0;
 }
 
-static const struct sink_ops sos_sink_ops = {.block = sink_block,
-                                             .put = sink_put,
-                                             .back = sink_back,
-                                             .why = sos_sink_error};
+static const struct sink_ops sos_sink_ops = {
+    .block = sink_block, .put = sink_put, .back = sink_back, .why = sink_why};
 
 /* store->lock held. */
 static int register_writer(struct sos_store *store, uint32_t *id,
@@ -475,12 +482,19 @@ static int sink_end(struct sos_sink *sink, const struct manifest *claimed,
 {
     struct sos_store *store = sink->store;
     struct manifest m;
-    bool aborted = false;
+    bool aborted = false, refused;
     int rv;
 
     wait_settled(sink);
     m = tally_result(&sink->tally);
     rv = atomic_load(&sink->base.failed);
+    /* A writer that has heard of it through others has stopped by itself. */
+    refused = rv == HEDGE_EFULL &&
+              (sink->told || sink->short_of_copies ||
+               (claimed != NULL && !manifest_equal(claimed, &m)));
+    if (rv == HEDGE_EFULL && !refused) {
+        rv = 0; /* All of it has found a home. */
+    }
     if (rv != 0 && e != NULL) {
         *e = sink->error;
     }
@@ -488,7 +502,7 @@ static int sink_end(struct sos_sink *sink, const struct manifest *claimed,
         rv = error_set(e, HEDGE_ENOTFOUND,
                        "store \"%s\" was removed while it was written",
                        store->name);
-    } else if (claimed != NULL && !manifest_equal(claimed, &m)) {
+    } else if (claimed != NULL && !refused && !manifest_equal(claimed, &m)) {
         rv = error_set(e, HEDGE_ECORRUPT,
                        "store \"%s\": the writer sent %llu records of %llu "
                        "bytes, %llu of %llu arrived",

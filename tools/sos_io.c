@@ -251,6 +251,9 @@ static int write_all(const struct sos_write_args *a, struct client *c,
         say_until_when(info, opened.ttl_ms);
     }
     pb_free(info);
+    if (closed == 0 && rv != 0) {
+        return ctl_error(&e);
+    }
     return closed == 0 ? 0 : ctl_error(&close_error);
 }
 
