@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,22 @@
 #define STALL_MS 60000 /* A node that takes nothing for so long is gone. */
 #define REASON_MS 1000
 #define BLOCK_SIZE_SANE (BLOCK_SIZE_MAX)
+
+/* A stream has ended as those of nodes do that die. Both ends of a relay may
+ * say so: once is enough. */
+static int name_broken(int rv, const char *store, const char *owner,
+                       struct hedge_error *e)
+{
+    char quoted[264];
+
+    (void)snprintf(quoted, sizeof quoted, "\"%s\"", store);
+    if (e != NULL && (rv == HEDGE_EUNAVAILABLE || rv == HEDGE_ECANCELED) &&
+        strstr(e->text, quoted) == NULL) {
+        (void)error_prefix(e, "store %s: the connection to its owner %s broke",
+                           quoted, owner);
+    }
+    return rv;
+}
 
 /* --- memory --- */
 
@@ -57,6 +74,8 @@ struct buffer {
 struct remote_sink {
     struct sink base;
     struct rpc_stream *stream;
+    char *name;
+    char owner[264];
     const struct block_memory *memory;
     /* The sender's; after it has been joined, the writer's. */
     unsigned credits;
@@ -119,7 +138,7 @@ static int receive(struct remote_sink *s, uint64_t timeout_ms,
         rv = error_set(e, HEDGE_EPROTO, "the node has ended the stream early");
     }
     if (rv != 0) {
-        return rv;
+        return name_broken(rv, s->name, s->owner, e);
     }
     r = pb_from_msg(&hedge__v1__write_reply__descriptor, &msg, e);
     if (r == NULL) {
@@ -374,6 +393,7 @@ static void remote_sink_free(struct remote_sink *s)
     pthread_cond_destroy(&s->filled);
     pthread_mutex_destroy(&s->lock);
     pb_free(s->committed);
+    mem_free(s->name);
     mem_free(s);
 }
 
@@ -416,6 +436,7 @@ static int take_opened(struct remote_sink *s, Hedge__V1__WriteReply *r,
                          r->opened->owner)) {
         return error_set(e, HEDGE_EPROTO, "the node's answer makes no sense");
     }
+    memcpy(s->owner, opened->owner, sizeof s->owner);
     s->base.generation = r->opened->generation;
     s->base.writer = r->opened->writer;
     s->base.block_size = r->opened->block_size;
@@ -470,6 +491,11 @@ int remote_sink_open(struct rpc_channel *c, const struct store_link_open *o,
     }
     s->base.ops = &remote_sink_ops;
     s->memory = o->memory != NULL ? o->memory : block_memory_heap();
+    s->name = mem_strdup(o->name);
+    if (s->name == NULL) {
+        mem_free(s);
+        return error_set(e, HEDGE_ENOMEM, "no memory for a writer");
+    }
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->freed, NULL);
     pthread_cond_init(&s->filled, NULL);
@@ -579,6 +605,7 @@ struct remote_source {
     struct rpc_stream *stream;
     const struct block_memory *memory;
     char *name;
+    char owner[264];
     unsigned window;
     struct store_link_opened *redirect; /* May be filled; while opening. */
     unsigned owed; /* Segments delivered, whose credit has not gone back. */
@@ -698,6 +725,7 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
         rv = error_set(e, HEDGE_EPROTO, "a second `opened`");
     } else if (rv == 0 && r->opened) {
         s->opened = true;
+        (void)member_set_text(s->owner, sizeof s->owner, r->owner);
         s->base.block_size = r->block_size;
         rv = r->block_size >= BLOCK_SIZE_MIN && r->block_size <= BLOCK_SIZE_SANE
                  ? HEDGE_EAGAIN
@@ -751,7 +779,7 @@ static int remote_next(struct source *base, uint64_t timeout_ms,
                              "the stream ended before the data did");
         }
         if (rv != 0) {
-            return rv;
+            return name_broken(rv, s->name, s->owner, e);
         }
         rv = take_segment(s, &msg, seg, e);
         rpc_msg_release(&msg);
