@@ -211,9 +211,11 @@ static void repair_store(void *ctx, struct sos_store *store)
 
 static void run_round(struct repair *r, struct round *round)
 {
+    unsigned missing = round->missing;
+
     *round = (struct round){.repair = r};
     round->missing += sos_each(r->sos, repair_store, round) != 0;
-    if (round->made > 0 || round->missing > 0) {
+    if (round->made > 0 || round->missing != missing) {
         log_warn("sos", "%u lost copies made again, %u could not be",
                  round->made, round->missing);
     }

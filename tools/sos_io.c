@@ -22,6 +22,7 @@
 #define OUT_BUFFER ((size_t)256 << 10)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000
+#define FOLLOW_RETRY_MS 200
 #define IDLE_FLUSH_MS 200
 
 /* --- progress, on a terminal --- */
@@ -411,6 +412,24 @@ static int open_source(const struct sos_read_args *a, struct client *c,
     return rv;
 }
 
+/* A follower may come before the first writer. */
+static int await_source(const struct sos_read_args *a, struct client *c,
+                        struct source **source, struct hedge_error *e)
+{
+    bool told = isatty(STDERR_FILENO) == 0;
+    int rv;
+
+    while ((rv = open_source(a, c, source, e)) == HEDGE_ENOTFOUND &&
+           a->follow && client_left_ms(c) > FOLLOW_RETRY_MS) {
+        if (!told) {
+            fprintf(stderr, "waiting for store \"%s\" to be made\n", a->name);
+            told = true;
+        }
+        clock_sleep_ms(FOLLOW_RETRY_MS);
+    }
+    return rv;
+}
+
 int sos_read_run(const struct sos_read_args *a)
 {
     struct output o = {.buffer = mem_alloc(OUT_BUFFER)};
@@ -428,7 +447,7 @@ int sos_read_run(const struct sos_read_args *a)
         mem_free(o.buffer);
         return rv;
     }
-    if (open_source(a, c, &source, &e) != 0) {
+    if (await_source(a, c, &source, &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");

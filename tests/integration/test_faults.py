@@ -655,6 +655,11 @@ class Fallbacks(FaultTest):
             self.assertIn(feature.name, text)
             if not feature.on:
                 self.assertTrue(feature.detail, feature.name)
+        # What is lent without a limit of its own: all there is for blocks.
+        status = node.ctl("status", json_output=True).object()
+        self.assertEqual(status["lend_mem"],
+                         status["mem_limit"] - status["mem_reserve"])
+        self.assertEqual(status["lend_disk"], status["disk_limit"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 
 from hedge_harness import (HEDGECTL, KIB, MIB, SharedTest, finish,
                            hedgectl_start, main, random_bytes, wait_until)
@@ -324,6 +325,21 @@ class RoundTrip(SharedTest):
         self.assertIn("records", result.out)
 
     # --- slow data ---
+
+    def test_follow_before_there_is_a_store(self):
+        reader = hedgectl_start("sos", "read", "x", "--follow",
+                                node=self.first)
+        time.sleep(0.7)
+        self.assertIsNone(reader.poll())
+        self.write("x", b"one\n")
+        result = finish(reader)
+        self.assert_done(result)
+        self.assertEqual((result.stdout, result.err), (b"one\n", ""))
+        late = self.first.ctl("sos", "read", "y", "--follow", "--timeout",
+                              "600ms")
+        self.assert_status(late, 3)
+        self.assertIn('no store "y"', late.err)
+        self.assertGreater(late.seconds, 0.3)
 
     def test_follow_beside_a_slow_writer(self):
         writer = hedgectl_start("sos", "write", "x", node=self.first)
