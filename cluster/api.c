@@ -308,6 +308,9 @@ HEDGE_API int hedge_sos_writer_close(struct hedge_sos_writer *w,
     } else {
         rv = sos_sink_close(w->sink, status == 0 ? &counted : NULL, &kept, e);
     }
+    if (rv == 0 && status == HEDGE_EFULL) {
+        rv = error_set(e, status, "%s", w->writer.error.text);
+    }
     if (out != NULL) {
         out->records = kept.records;
         out->bytes = kept.bytes;

@@ -187,8 +187,11 @@ static void fill_status(struct hedge_node *n, Hedge__V1__StatusReply *m,
     m->disk_reserve = n->o.disk_reserve;
     m->message_limit = n->o.message_limit;
     m->stores = u->stores;
-    m->lend_mem = n->o.lend_mem;
-    m->lend_disk = n->o.lend_disk;
+    m->lend_mem = n->o.lend_mem < u->arena.limit - u->arena.reserve
+                      ? n->o.lend_mem
+                      : u->arena.limit - u->arena.reserve;
+    m->lend_disk =
+        n->o.lend_disk < u->disk.limit ? n->o.lend_disk : u->disk.limit;
 }
 
 void serve_status(struct rpc_call *call, void *ctx, const void *req, size_t len)

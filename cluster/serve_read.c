@@ -391,6 +391,7 @@ static int receive_read_open(struct reading *r, struct hedge_error *e)
     if (rv == 0) {
         opened.opened = true;
         opened.block_size = (uint32_t)sos_block_size(r->node->sos);
+        opened.owner = r->place.owner;
         rv = pb_send(r->stream, &opened.base, SEND_MS);
     }
     return rv;

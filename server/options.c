@@ -121,7 +121,7 @@ static const struct flag flags[] = {
     {"--log-format", CUSTOM, "text|json", 0, parse_log_format,
      "of the log on stderr (text)"},
     {"--version", FLAG, NULL, 0, NULL, "print the version and end"},
-    {"--help", FLAG, NULL, 0, NULL, "print this and end"},
+    {"--help", FLAG, NULL, 0, NULL, "print this and end; -h does the same"},
 };
 #define N_FLAGS (sizeof flags / sizeof flags[0])
 
@@ -329,7 +329,10 @@ int options_parse(int argc, char **argv, struct options *out,
     out->node.sync_interval_ms = 1000;
     out->log_level = LOG_INFO;
     for (int i = 1; i < argc && rv > 0; i += rv) {
-        if (strncmp(argv[i], "--", 2) != 0) {
+        if (strcmp(argv[i], "-h") == 0) {
+            out->action = OPTIONS_HELP;
+            rv = 1;
+        } else if (strncmp(argv[i], "--", 2) != 0) {
             rv = error_set(e, HEDGE_EINVAL,
                            "\"%s\" is not a flag; hedged --help lists them",
                            argv[i]);

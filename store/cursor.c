@@ -563,6 +563,10 @@ static void cursor_free(struct source *base)
     store->readers--;
     store_idle_check(store);
     pthread_mutex_unlock(&store->lock);
+    if (c->options.discard) {
+        atomic_fetch_sub(&store->drain.readers, 1);
+        atomic_fetch_sub(&store->sos->drain.readers, 1);
+    }
     arena_unclaim(store->sos->arena, ARENA_READ, OWN_BLOCKS);
     mem_free(c);
     sos_store_unref(store);
@@ -611,6 +615,11 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     pthread_mutex_lock(&s->cursors_lock);
     list_push(&s->cursors, &c->link);
     pthread_mutex_unlock(&s->cursors_lock);
+    if (o->discard) {
+        atomic_fetch_add(&store->drain.readers, 1);
+        atomic_fetch_add(&s->drain.readers, 1);
+        drain_note(store);
+    }
     *out = &c->base;
     return 0;
 }

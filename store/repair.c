@@ -122,8 +122,8 @@ static void enter_copy(struct sos_store *store, const struct block_id *id,
                 now.copies[i] = *copy;
                 entered = catalog_put(s->catalog, &now) == 0;
                 if (entered) {
-                    use_add(store, &now, &lost, -1);
-                    use_add(store, &now, copy, 1);
+                    use_add(s, &store->uses, &now, &lost, -1);
+                    use_add(s, &store->uses, &now, copy, 1);
                     /* Should its node come back with it after all. */
                     copy_drop(s, &now, &lost);
                 }
@@ -211,9 +211,11 @@ static void repair_store(void *ctx, struct sos_store *store)
 
 static void run_round(struct repair *r, struct round *round)
 {
+    unsigned missing = round->missing;
+
     *round = (struct round){.repair = r};
     round->missing += sos_each(r->sos, repair_store, round) != 0;
-    if (round->made > 0 || round->missing > 0) {
+    if (round->made > 0 || round->missing != missing) {
         log_warn("sos", "%u lost copies made again, %u could not be",
                  round->made, round->missing);
     }

@@ -22,6 +22,7 @@
 #define OUT_BUFFER ((size_t)256 << 10)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000
+#define FOLLOW_RETRY_MS 200
 #define IDLE_FLUSH_MS 200
 
 /* --- progress, on a terminal --- */
@@ -251,33 +252,44 @@ static int write_all(const struct sos_write_args *a, struct client *c,
         say_until_when(info, opened.ttl_ms);
     }
     pb_free(info);
+    if (closed == 0 && rv != 0) {
+        return ctl_error(&e);
+    }
     return closed == 0 ? 0 : ctl_error(&close_error);
+}
+
+/* A directory can be opened but not read: that is said before a store is made.
+ */
+static int open_input(const struct sos_write_args *a, struct input *in)
+{
+    const char *name = a->file != NULL ? a->file : "standard input";
+    struct stat st;
+
+    if (a->file != NULL) {
+        in->fd = open(a->file, O_RDONLY | O_CLOEXEC);
+        if (in->fd < 0) {
+            return cli_fail("%s: %s", name, strerror(errno));
+        }
+    }
+    if (fstat(in->fd, &st) == 0 && S_ISDIR(st.st_mode)) {
+        return cli_fail("%s: %s", name, strerror(EISDIR));
+    }
+    return 0;
 }
 
 int sos_write_run(const struct sos_write_args *a)
 {
-    struct stat st;
     struct input in = {.fd = STDIN_FILENO};
     struct client *c;
-    int rv;
+    int rv = open_input(a, &in);
 
-    if (a->file != NULL) {
-        in.fd = open(a->file, O_RDONLY | O_CLOEXEC);
-        if (in.fd < 0) {
-            return cli_fail("%s: %s", a->file, strerror(errno));
-        }
-        if (fstat(in.fd, &st) == 0 && S_ISDIR(st.st_mode)) {
-            close(in.fd);
-            return cli_fail("%s: %s", a->file, strerror(EISDIR));
-        }
-    }
-    rv = ctl_connect(a->ctl, &c);
+    rv = rv != 0 ? rv : ctl_connect(a->ctl, &c);
     if (rv == 0) {
         rv = write_all(a, c, &in);
         client_free(c);
     }
     mem_free(in.buffer);
-    if (a->file != NULL) {
+    if (a->file != NULL && in.fd >= 0) {
         close(in.fd);
     }
     return rv;
@@ -400,6 +412,24 @@ static int open_source(const struct sos_read_args *a, struct client *c,
     return rv;
 }
 
+/* A follower may come before the first writer. */
+static int await_source(const struct sos_read_args *a, struct client *c,
+                        struct source **source, struct hedge_error *e)
+{
+    bool told = isatty(STDERR_FILENO) == 0;
+    int rv;
+
+    while ((rv = open_source(a, c, source, e)) == HEDGE_ENOTFOUND &&
+           a->follow && client_left_ms(c) > FOLLOW_RETRY_MS) {
+        if (!told) {
+            fprintf(stderr, "waiting for store \"%s\" to be made\n", a->name);
+            told = true;
+        }
+        clock_sleep_ms(FOLLOW_RETRY_MS);
+    }
+    return rv;
+}
+
 int sos_read_run(const struct sos_read_args *a)
 {
     struct output o = {.buffer = mem_alloc(OUT_BUFFER)};
@@ -417,7 +447,7 @@ int sos_read_run(const struct sos_read_args *a)
         mem_free(o.buffer);
         return rv;
     }
-    if (open_source(a, c, &source, &e) != 0) {
+    if (await_source(a, c, &source, &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");

@@ -408,10 +408,11 @@ class Starting(DaemonTest):
     def test_version_and_help(self):
         self.assertRegex(self.run_hedged("--version").stdout,
                          r"^hedged \d+\.\d+\.\d+\n$")
-        done = self.run_hedged("--help")
-        self.assertEqual(done.returncode, 0)
-        for flag in ("--listen", "--lease", "--check-config"):
-            self.assertIn(flag, done.stdout)
+        for word in ("--help", "-h"):
+            done = self.run_hedged(word)
+            self.assertEqual(done.returncode, 0)
+            for flag in ("--listen", "--lease", "--check-config"):
+                self.assertIn(flag, done.stdout)
 
     def test_defaults(self):
         """Without directories: they are made below the user's state, for the

@@ -173,7 +173,9 @@ class Promise(MemoryTest):
             for i in range(1500):
                 node = self.nodes[i % 2]
                 list(node.store().Write(iter([
-                    pb.WriteRequest(open=pb.WriteOpen(name=f"s{i}")),
+                    pb.WriteRequest(open=pb.WriteOpen(
+                        name=f"s{i}",
+                        options=pb.StoreOptions(ttl_ms=3600_000))),
                     pb.WriteRequest(records=pb.Records(record=[b"x" * 300])),
                     pb.WriteRequest(commit=pb.WriteCommit())]), timeout=20))
             rows = self.one.ctl("sos", "ls", json_output=True).objects()
