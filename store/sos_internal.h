@@ -117,6 +117,7 @@ struct sos {
 
     pthread_mutex_t cursors_lock; /* cursor.c */
     struct list cursors;
+    atomic_uint n_cursors;
 
     pthread_mutex_t lend_lock; /* lend.c */
     struct list parts;
