@@ -50,6 +50,7 @@ HEDGE_API void hedge_options_init(struct hedge_options *o)
     o->block_size = BLOCK_SIZE_DEFAULT;
     o->lease_ms = 10000;
     o->sync_interval_ms = 2000;
+    o->handlers_max = HANDLERS_MAX_DEFAULT;
 }
 
 /* --- the machine --- */
@@ -517,6 +518,11 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Peer/Drop", serve_peer_drop, NULL, 0},
     {"/hedge.v1.Peer/Renew", serve_peer_renew, NULL, 0},
     {"/hedge.v1.Peer/LocalStores", serve_local_stores, NULL, 0},
+    {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
+    {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
+    {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
+    {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
+    {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -554,6 +560,33 @@ static int start_store(struct hedge_node *n, struct hedge_error *e)
         rv = directory_new(&n->directory);
     }
     return rv == 0 ? 0 : error_set(e, rv, "cannot start the store");
+}
+
+static bool node_leads(void *ctx)
+{
+    return hedge_has_lock(ctx, NULL);
+}
+
+static int start_messages(struct hedge_node *n, struct hedge_error *e)
+{
+    struct handlers_options o = {
+        .id = n->id,
+        .handler = {n->o.leader_handler, n->o.broadcast_handler},
+        .stream = {n->o.leader_stream_handler, n->o.broadcast_stream_handler},
+        .data = n->o.data,
+        .max = n->o.handlers_max,
+        .leads = node_leads,
+        .ctx = n};
+    int rv = msg_budget_new(n->o.message_limit, &n->messages);
+
+    if (rv == 0) {
+        o.budget = n->messages;
+        rv = handlers_new(&o, &n->handlers);
+    }
+    if (rv == 0) {
+        rv = msg_parts_new(&n->parts);
+    }
+    return rv == 0 ? 0 : error_set(e, rv, "cannot start the handlers");
 }
 
 static int start_server(struct hedge_node *n, struct hedge_error *e)
@@ -596,6 +629,7 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
         rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
     }
     rv = rv != 0 ? rv : start_store(n, e);
+    rv = rv != 0 ? rv : start_messages(n, e);
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
@@ -706,6 +740,8 @@ static void free_all(struct hedge_node *n)
     directory_free(n->directory);
     engine_close(&n->engine);
     view_unref(n->view);
+    msg_parts_free(n->parts);
+    msg_budget_unref(n->messages);
     if (n->listen_fd >= 0) {
         close(n->listen_fd);
     }
@@ -736,8 +772,16 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     pthread_mutex_unlock(&n->pub_lock);
     node_link_stop(n);
     node_loop_stop(n);
+    handlers_stop(n->handlers, GRACE_MS);
     rpc_server_free(n->server, GRACE_MS);
+    handlers_free(n->handlers);
+    n->handlers = NULL;
     node_loop_release(n);
     free_all(n);
     rpc_shutdown();
+}
+
+struct handlers *node_handlers(struct hedge_node *node)
+{
+    return node->handlers;
 }

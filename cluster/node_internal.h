@@ -10,6 +10,7 @@
 #include "cluster/directory.h"
 #include "cluster/election.h"
 #include "cluster/engine/engine.h"
+#include "cluster/handlers.h"
 #include "cluster/hedge.h"
 #include "cluster/membership.h"
 #include "cluster/pb.h"
@@ -75,6 +76,10 @@ struct hedge_node {
     struct engine engine;
     struct directory *directory;
     struct peer_service *peer_service;
+    struct msg_budget *messages; /* What --message-limit bounds. */
+    struct handlers *handlers;
+    struct msg_parts *parts; /* Messages that travel in pieces. */
+    atomic_uint sending;     /* Clients' messages that are served. */
     struct rpc_server *server;
 
     /* The loop. */
@@ -228,6 +233,19 @@ void serve_register(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_unregister(struct rpc_call *c, void *ctx, const void *req,
                       size_t len);
 void serve_find(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_messages.c --- */
+int msg_parts_new(struct msg_parts **out);
+/* Forget what nobody has come for in time. */
+void msg_parts_sweep(struct msg_parts *p);
+void msg_parts_free(struct msg_parts *p);
+void serve_deliver(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_fetch(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_send.c --- */
+int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 
 /* The list as a message; pb_free()-less: members_release(). */
 int members_message(struct hedge_node *n, struct view *v,

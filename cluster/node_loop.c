@@ -490,6 +490,7 @@ static void on_figures(uv_timer_t *t)
     struct maintain_work *w;
 
     refresh_figures(n);
+    msg_parts_sweep(n->parts);
     w = n->leader_token != 0 ? mem_calloc(1, sizeof *w) : NULL;
     if (w != NULL) {
         w->node = n;

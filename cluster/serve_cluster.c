@@ -186,6 +186,7 @@ static void fill_status(struct hedge_node *n, Hedge__V1__StatusReply *m,
     m->mem_reserve = u->arena.reserve;
     m->disk_reserve = n->o.disk_reserve;
     m->message_limit = n->o.message_limit;
+    m->message_used = msg_budget_used(n->messages);
     m->stores = u->stores;
     m->lend_mem = n->o.lend_mem < u->arena.limit - u->arena.reserve
                       ? n->o.lend_mem

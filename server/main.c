@@ -1,4 +1,5 @@
 /* main.c - hedged: one node in the foreground. */
+#include "server/handler_cmd.h"
 #include "server/options.h"
 
 #include "store/base/log.h"
@@ -22,8 +23,27 @@ static void raise_file_limit(void)
     }
 }
 
-static int run(const struct options *o)
+static int start(struct options *o, struct daemon_handlers *d,
+                 struct hedge_node **out, struct hedge_error *e)
 {
+    int rv = daemon_handlers_init(d, o->leader_cmd, o->broadcast_cmd, e);
+
+    if (rv != 0) {
+        return rv;
+    }
+    daemon_handlers_install(d, &o->node);
+    rv = hedge_node_start(&o->node, out, e);
+    if (rv != 0) {
+        daemon_handlers_release(d);
+        return rv;
+    }
+    daemon_handlers_name(d, hedge_node_name(*out));
+    return 0;
+}
+
+static int run(struct options *o)
+{
+    struct daemon_handlers handlers;
     struct hedge_node *node;
     struct hedge_error e = {0};
     sigset_t set;
@@ -39,7 +59,7 @@ static int run(const struct options *o)
     raise_file_limit();
     log_set_level(o->log_level);
     log_set_json(o->log_json);
-    rv = hedge_node_start(&o->node, &node, &e);
+    rv = start(o, &handlers, &node, &e);
     if (rv != 0) {
         fprintf(stderr, "hedged: %s\n", e.text);
         return rv == HEDGE_EINVAL ? EXIT_USAGE : EXIT_FAILED;
@@ -51,6 +71,7 @@ static int run(const struct options *o)
     } while (sig == SIGHUP);
     log_info("hedged", "signal %d: stopping", sig);
     hedge_node_stop(node);
+    daemon_handlers_release(&handlers);
     return 0;
 }
 

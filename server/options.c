@@ -1,5 +1,7 @@
 #include "server/options.h"
 
+#include "server/handler_cmd.h"
+
 #include "store/base/error.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -111,6 +113,13 @@ static const struct flag flags[] = {
      "keep blocks of silent owners for this long (two leases)"},
     {"--io", CUSTOM, "auto|uring|threads", 0, parse_io,
      "how the disk is used (auto)"},
+    {"--leader-handler", TEXT, "CMD", offsetof(struct options, leader_cmd),
+     NULL,
+     "run for each message to the leader: it is CMD's input, the output is "
+     "the reply (ID: MESSAGE)"},
+    {"--broadcast-handler", TEXT, "CMD",
+     offsetof(struct options, broadcast_cmd), NULL,
+     "the same for each broadcast"},
     {"--insecure", FLAG, NULL, offsetof(struct options, insecure), NULL,
      "allow addresses that are not loopback, without TLS"},
     {"--config", CUSTOM, "FILE", 0, parse_config,
@@ -299,6 +308,17 @@ static int parse_config(struct options *o, const char *path,
     return rv;
 }
 
+static int check_cmds(const struct options *o, struct hedge_error *e)
+{
+    struct daemon_handlers d;
+    int rv = daemon_handlers_init(&d, o->leader_cmd, o->broadcast_cmd, e);
+
+    if (rv == 0) {
+        daemon_handlers_release(&d);
+    }
+    return rv;
+}
+
 static int check(const struct options *o, struct hedge_error *e)
 {
     char host[UNITS_HOST_MAX];
@@ -316,7 +336,7 @@ static int check(const struct options *o, struct hedge_error *e)
                              i == 0 ? "--listen" : "--grpc", a);
         }
     }
-    return 0;
+    return check_cmds(o, e);
 }
 
 int options_parse(int argc, char **argv, struct options *out,

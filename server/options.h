@@ -25,6 +25,7 @@ struct options {
     enum log_level log_level;
     bool log_json;
     bool insecure;
+    const char *leader_cmd, *broadcast_cmd; /* NULL: none. */
     enum options_action action;
     char *texts[32]; /* What `node` points to. */
     unsigned n_texts;

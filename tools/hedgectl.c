@@ -32,8 +32,8 @@ static const struct cli_option global_options[] = {
      .help = "How long a command may wait for the cluster."},
     {.name = NULL}};
 
-static const struct cli_command *const commands[] = {cluster_commands,
-                                                     sos_commands, NULL};
+static const struct cli_command *const commands[] = {
+    cluster_commands, sos_commands, msg_commands, NULL};
 
 int main(int argc, char **argv)
 {

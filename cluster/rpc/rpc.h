@@ -34,6 +34,8 @@
  * signal mask; rpc_process_setup() does, for programs. */
 int rpc_init(void);
 void rpc_shutdown(void);
+/* The code of an error's name, "EFULL"; 0 for what is none. */
+int rpc_code_from_name(const char *name, size_t len);
 /* malloc thresholds that keep received slices warm, SIGPIPE ignored, core not
  * ended before the process; call it first in main(), before any thread. */
 void rpc_process_setup(void);
@@ -120,6 +122,9 @@ void rpc_server_free(struct rpc_server *s, uint64_t grace_ms);
 
 void rpc_reply(struct rpc_call *c, const void *data, size_t len);
 void rpc_fail(struct rpc_call *c, int code, const char *text);
+/* The client has gone, cancelled, or run out of time. Known only from some
+ * time after the first question on. Not once the call is being answered. */
+bool rpc_call_is_cancelled(struct rpc_call *c);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);
@@ -150,6 +155,20 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
              size_t len, uint64_t timeout_ms, struct rpc_msg *reply,
              struct hedge_error *e);
 
+/* The same without waiting, for calls to many at once. On 0 `done` runs exactly
+ * once, on the I/O thread or inside this call, and must not block; then, from
+ * any thread but in `done`, rpc_call_finish() gives what rpc_call() would and
+ * frees the call. It must have been finished before the channel is freed. */
+struct rpc_pending;
+typedef void (*rpc_done_fn)(void *arg);
+int rpc_call_start(struct rpc_channel *c, const char *path, const void *request,
+                   size_t len, uint64_t timeout_ms, rpc_done_fn done, void *arg,
+                   struct rpc_pending **out);
+/* `done` runs soon. Any thread, until rpc_call_finish(). */
+void rpc_call_cancel(struct rpc_pending *p);
+int rpc_call_finish(struct rpc_pending *p, struct rpc_msg *reply,
+                    struct hedge_error *e);
+
 /* Open a stream. Returns once it has started, which says nothing about the
  * peer: the first send or receive does. `timeout_ms` bounds its whole life. */
 int rpc_stream_open(struct rpc_channel *c, const char *path,
@@ -176,6 +195,8 @@ int rpc_stream_recv(struct rpc_stream *s, uint64_t timeout_ms,
                     struct rpc_msg *msg, struct hedge_error *e);
 /* Both ends see HEDGE_ECANCELED; calls in progress return. Any thread. */
 void rpc_stream_cancel(struct rpc_stream *s);
+/* What is left of the time of the whole stream; RPC_NO_TIMEOUT: no end. */
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
 /* Server: the client has gone, cancelled, or run out of time. Client: the
  * stream has ended other than in good order. Cheap; any thread. */
 bool rpc_stream_is_cancelled(struct rpc_stream *s);

@@ -127,7 +127,6 @@ int rpc_msg_from_bytes(const void *data, size_t len, size_t n_slices,
 #define RPC_ERROR_KEY "hedge-error"
 
 grpc_status_code rpc_status_from_code(int code);
-int rpc_code_from_name(const char *name, size_t len);
 /* The code and text of a call that ended with `status`, `details` and the
  * trailing metadata `md`: 0 for OK. */
 int rpc_status_read(grpc_status_code status, const grpc_slice *details,

@@ -64,7 +64,7 @@ struct rpc_server {
 
 struct rpc_call {
     unsigned magic;
-    struct rpc_tag arrived, answered;
+    struct rpc_tag arrived, answered, closed;
     struct method *method;
     grpc_call *call;
     gpr_timespec deadline;
@@ -76,8 +76,11 @@ struct rpc_call {
     char *peer;
     struct work work;
     atomic_bool done;
-    atomic_uint refs; /* The one who answers, and the answer's completion. */
+    /* The one who answers, the answer's completion, and `closed`'s. */
+    atomic_uint refs;
     grpc_byte_buffer *reply;
+    bool watched; /* `closed` is under way, or has been. */
+    atomic_bool cancelled;
     int gone;
 };
 
@@ -139,6 +142,33 @@ static void on_answered(struct rpc_tag *t, bool ok)
     call_unref(container_of(t, struct rpc_call, answered));
 }
 
+static void on_closed(struct rpc_tag *t, bool ok)
+{
+    struct rpc_call *c = container_of(t, struct rpc_call, closed);
+
+    (void)ok; /* It always succeeds. */
+    atomic_store(&c->cancelled, c->gone != 0);
+    call_unref(c);
+}
+
+bool rpc_call_is_cancelled(struct rpc_call *c)
+{
+    grpc_op op;
+
+    assert(c->magic == CALL_MAGIC && !c->done);
+    if (!c->watched) {
+        memset(&op, 0, sizeof op);
+        op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+        op.data.recv_close_on_server.cancelled = &c->gone;
+        atomic_fetch_add(&c->refs, 1);
+        c->watched = rpc_start(c->call, &op, 1, &c->closed) == 0;
+        if (!c->watched) {
+            atomic_fetch_sub(&c->refs, 1);
+        }
+    }
+    return atomic_load(&c->cancelled);
+}
+
 /* Headers, message, status and the sign that the call is over: one batch. */
 static void call_answer(struct rpc_call *c, int code, const char *text)
 {
@@ -157,8 +187,10 @@ static void call_answer(struct rpc_call *c, int code, const char *text)
         ops[n++].data.send_message.send_message = c->reply;
     }
     rpc_status_op_init(&st, &ops[n++], code, text);
-    ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-    ops[n++].data.recv_close_on_server.cancelled = &c->gone;
+    if (!c->watched) {
+        ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+        ops[n++].data.recv_close_on_server.cancelled = &c->gone;
+    }
     if (rpc_start_here(c->call, ops, n, &c->answered) != 0) {
         (void)grpc_call_cancel_with_status(c->call, GRPC_STATUS_INTERNAL,
                                            "the answer could not be sent",
@@ -293,6 +325,7 @@ static int call_post(struct method *m)
     c->method = m;
     c->arrived = RPC_TAG_INIT(on_call);
     c->answered = RPC_TAG_INIT(on_answered);
+    c->closed = RPC_TAG_INIT(on_closed);
     grpc_metadata_array_init(&c->headers);
     grpc_call_details_init(&c->details);
     RPC_TAG_PUT(&c->arrived);
