@@ -132,9 +132,9 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
                   struct hedge_error *e);
 /* Wait until every block is stored where it stays. HEDGE_EFULL when one was
  * refused, or has fewer copies than wanted: not when the last ones fitted
- * nowhere but where they were, and nothing came after them. `claimed` is what the other
- * end counted (NULL: not told); a difference is HEDGE_ECORRUPT and aborts.
- * Frees the sink in any case. `out` is the writer's part. */
+ * nowhere but where they were, and nothing came after them. `claimed` is what
+ * the other end counted (NULL: not told); a difference is HEDGE_ECORRUPT and
+ * aborts. Frees the sink in any case. `out` is the writer's part. */
 int sos_sink_close(struct sink *sink, const struct manifest *claimed,
                    struct manifest *out, struct hedge_error *e);
 /* The same; *out is the writer's part: its manifest, and where its blocks have
