@@ -34,7 +34,7 @@ def checker():
     built = subprocess.run(
         [go, "build", "-o", out, "."], cwd=os.path.join(ROOT, "tests", "linear"),
         capture_output=True, text=True, timeout=180,
-        env={"GOFLAGS": "-mod=mod -buildvcs=false", **os.environ})
+        env={"GOFLAGS": "-buildvcs=false", **os.environ})
     if built.returncode == 0:
         return out, None
     return None, "the checker cannot be built: " + built.stderr.strip()[-300:]
