@@ -104,6 +104,11 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
  * closed. NULL is fine. */
 HEDGE_API void hedge_node_stop(struct hedge_node *node);
 
+/* Is the node in its group? HEDGE_EAGAIN: it has not met it yet. Otherwise the
+ * leader has refused it for what it is, such as a block size or a version that
+ * differ: it stays outside. */
+HEDGE_API int hedge_node_joined(struct hedge_node *node, struct hedge_error *e);
+
 /* Live as long as the node. */
 HEDGE_API const char *hedge_node_name(const struct hedge_node *node);
 HEDGE_API const char *hedge_node_grpc_address(const struct hedge_node *node);
