@@ -57,7 +57,6 @@ struct uplink {
     char target[TARGET_SIZE];
     uint64_t token;
     struct member self;
-    struct rpc_stream *stream; /* To be cancelled from outside. */
 };
 
 struct hedge_node {
@@ -122,7 +121,9 @@ struct hedge_node {
     struct election_hold hold;
     struct election_leader leader;
     uint64_t rounds;
-    uint64_t leader_since; /* Grows with each change. */
+    uint64_t leader_since;      /* Grows with each change. */
+    bool joined;                /* It has led, or had a list from who leads. */
+    struct hedge_error refused; /* By the leader, for what this node is. */
     atomic_bool closing;
 
     /* Streams that are served: of writers, and of readers of what is on other

@@ -143,6 +143,10 @@ static void publish_election(struct hedge_node *n, bool changed)
     n->hold = election_hold(&n->election);
     n->leader = *election_leader(&n->election);
     n->rounds = election_rounds(&n->election);
+    if (n->hold.token != 0) {
+        n->joined = true;
+        error_clear(&n->refused);
+    }
     if (changed) {
         n->leader_since++;
         pthread_cond_broadcast(&n->pub_changed);
