@@ -1,5 +1,6 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
+#include "cluster/kv.h"
 #include "cluster/node_internal.h"
 
 #include "store/base/clock.h"
@@ -508,6 +509,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Cluster/WatchMembers", NULL, serve_watch_members, 0},
     {"/hedge.v1.Cluster/Leader", serve_leader, NULL, RPC_INLINE},
     {"/hedge.v1.Cluster/Status", serve_status, NULL, 0},
+    {"/hedge.v1.Log/Put", serve_log_put, NULL, RPC_INLINE},
+    {"/hedge.v1.Log/PutLarge", NULL, serve_log_put_large, 0},
+    {"/hedge.v1.Log/Get", serve_log_get, NULL, RPC_INLINE},
+    {"/hedge.v1.Log/Query", NULL, serve_log_query, 0},
+    {"/hedge.v1.Log/Follow", NULL, serve_log_follow, 0},
+    {"/hedge.v1.Log/Compact", serve_log_compact, NULL, 0},
     {"/hedge.v1.Peer/Join", NULL, serve_join, 0},
     {"/hedge.v1.Peer/Announce", serve_announce, NULL, RPC_INLINE},
     {"/hedge.v1.Peer/RegisterStore", serve_register, NULL, 0},
@@ -628,6 +635,7 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     if (rv == 0 && pool_new(CALL_THREADS, "hedge-calls", &n->call_pool) != 0) {
         rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
     }
+    rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
     rv = rv != 0 ? rv : start_messages(n, e);
     /* Handlers post to the loop. It begins to run, and this node to stand for
@@ -738,6 +746,7 @@ static void free_all(struct hedge_node *n)
     pool_free(n->call_pool);
     node_channel_put(n, NULL);
     directory_free(n->directory);
+    kv_free(n->kv);
     engine_close(&n->engine);
     view_unref(n->view);
     msg_parts_free(n->parts);
@@ -770,6 +779,9 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     pthread_mutex_lock(&n->pub_lock);
     pthread_cond_broadcast(&n->pub_changed);
     pthread_mutex_unlock(&n->pub_lock);
+    if (n->kv != NULL) {
+        kv_stop(n->kv);
+    }
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);

@@ -73,6 +73,7 @@ struct hedge_node {
     struct sos *sos;
     struct tier *peers; /* Owned by the sos. */
     struct engine engine;
+    struct kv *kv;
     struct directory *directory;
     struct peer_service *peer_service;
     struct msg_budget *messages; /* What --message-limit bounds. */
@@ -208,6 +209,24 @@ struct rpc_channel *kept_channel_rpc(struct kept_channel *c);
  * else TCP. */
 void node_target(const struct hedge_node *n, const struct member *m,
                  char out[TARGET_SIZE]);
+
+/* --- node_log.c --- */
+int node_log_start(struct hedge_node *n, struct hedge_error *e);
+/* As hedge_log_compact(); `leader_only`: HEDGE_ENOTLEADER rather than ask the
+ * leader. *removed counts also what was done before an error. */
+int node_log_compact(struct hedge_node *n, uint64_t before_revision,
+                     uint64_t before_ms, uint64_t keep, bool leader_only,
+                     uint64_t timeout_ms, uint64_t *removed,
+                     struct hedge_error *e);
+
+/* --- serve_log.c --- */
+void serve_log_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
+int serve_log_put_large(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_log_get(struct rpc_call *c, void *ctx, const void *req, size_t len);
+int serve_log_query(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_log_follow(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_log_compact(struct rpc_call *c, void *ctx, const void *req,
+                       size_t len);
 
 /* --- serve_write.c, serve_read.c, serve_store.c, serve_cluster.c --- */
 #define SERVE_BUSY_MS 5000 /* How long an open waits for blocks. */

@@ -1,6 +1,7 @@
 /* node_loop.c - the one thread that owns the cluster's state on this node: it
  * feeds the cores (election, membership) and has others carry out what they
  * ask for. Nothing on it blocks. */
+#include "cluster/kv.h"
 #include "cluster/node_internal.h"
 
 #include "store/base/clock.h"
@@ -399,6 +400,9 @@ static void step_election(struct hedge_node *n, const struct election_event *ev)
 
     election_step(&n->election, ev, clock_boot_ms(), &a);
     publish_election(n, a.won || a.lost || a.leader_changed);
+    if (a.won || a.lost || a.leader_changed) {
+        kv_wake(n->kv);
+    }
     if (a.lost) {
         log_warn("node", "no longer leader: %s",
                  election_lost_text(a.lost_reason));

@@ -125,6 +125,9 @@ void rpc_fail(struct rpc_call *c, int code, const char *text);
 /* The client has gone, cancelled, or run out of time. Known only from some
  * time after the first question on. Not once the call is being answered. */
 bool rpc_call_is_cancelled(struct rpc_call *c);
+/* What is left of the caller's deadline; UINT64_MAX: it has none. */
+uint64_t rpc_call_left_ms(const struct rpc_call *c);
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);

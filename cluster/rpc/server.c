@@ -220,6 +220,12 @@ void rpc_fail(struct rpc_call *c, int code, const char *text)
     call_answer(c, code, text);
 }
 
+uint64_t rpc_call_left_ms(const struct rpc_call *c)
+{
+    assert(c->magic == CALL_MAGIC);
+    return rpc_left_ms(rpc_until_from(c->deadline));
+}
+
 const char *rpc_call_peer(struct rpc_call *c)
 {
     assert(c->magic == CALL_MAGIC);

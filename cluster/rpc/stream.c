@@ -477,6 +477,12 @@ bool rpc_stream_is_cancelled(struct rpc_stream *s)
     return over || atomic_load(&s->cancelled_here);
 }
 
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s)
+{
+    assert(s->magic == RPC_STREAM_MAGIC);
+    return rpc_left_ms(s->until_ns);
+}
+
 const char *rpc_stream_peer(struct rpc_stream *s)
 {
     assert(s->magic == RPC_STREAM_MAGIC);
