@@ -2,6 +2,8 @@
  * the parts in order, stop them in reverse. */
 #include "cluster/kv.h"
 #include "cluster/node_internal.h"
+#include "cluster/serve_lines.h"
+#include "cluster/stats.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"
@@ -52,6 +54,7 @@ HEDGE_API void hedge_options_init(struct hedge_options *o)
     o->lease_ms = 10000;
     o->sync_interval_ms = 2000;
     o->handlers_max = HANDLERS_MAX_DEFAULT;
+    o->line_protocol = true;
 }
 
 /* --- the machine --- */
@@ -530,6 +533,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
+    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
+    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -618,6 +627,15 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                   n->id, n->grpc_address);
 }
 
+static int start_lines(struct hedge_node *n, struct hedge_error *e)
+{
+    int rv = lines_server_new(n, n->listen_fd, n->o.line_protocol, &n->lines);
+
+    return rv == 0
+               ? 0
+               : error_set(e, rv, "cannot start the line protocol's thread");
+}
+
 static int start_parts(struct hedge_node *n, struct hedge_error *e)
 {
     int rv = bind_listen(n, e);
@@ -642,6 +660,7 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
+    rv = rv != 0 ? rv : start_lines(n, e);
     rv = rv != 0 ? rv : node_link_start(n, e);
     return rv != 0 ? rv : node_loop_run(n, e);
 }
@@ -774,17 +793,12 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     if (n == NULL) {
         return;
     }
-    atomic_store(&n->closing, true);
-    sos_hurry(n->sos);
-    pthread_mutex_lock(&n->pub_lock);
-    pthread_cond_broadcast(&n->pub_changed);
-    pthread_mutex_unlock(&n->pub_lock);
-    if (n->kv != NULL) {
-        kv_stop(n->kv);
-    }
+    node_begin_stop(n);
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);
+    lines_server_free(n->lines, GRACE_MS);
+    n->lines = NULL;
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;

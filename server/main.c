@@ -1,5 +1,6 @@
 /* main.c - hedged: one node in the foreground. */
 #include "server/handler_cmd.h"
+#include "server/http.h"
 #include "server/options.h"
 
 #include "store/base/log.h"
@@ -71,6 +72,7 @@ static int run(struct options *o)
 {
     struct daemon_handlers handlers;
     struct hedge_node *node;
+    struct http *http = NULL;
     struct hedge_error e = {0};
     sigset_t set;
     int sig = 0, rv;
@@ -92,12 +94,23 @@ static int run(struct options *o)
     }
     log_info("hedged", "node %s, gRPC on %s, version %s", hedge_node_name(node),
              hedge_node_grpc_address(node), hedge_version());
+    if (o->http != NULL) {
+        rv = http_new(node, o->http, &http, &e);
+        if (rv != 0) {
+            fprintf(stderr, "hedged: %s\n", e.text);
+            hedge_node_stop(node);
+            daemon_handlers_release(&handlers);
+            return EXIT_FAILED;
+        }
+        log_info("hedged", "HTTP on %s", o->http);
+    }
     do {
         rv = await_signal(node, &set, &sig);
     } while (rv == 0 && sig == SIGHUP);
     if (rv == 0) {
         log_info("hedged", "signal %d: stopping", sig);
     }
+    http_free(http);
     hedge_node_stop(node);
     daemon_handlers_release(&handlers);
     return rv == 0 ? 0 : EXIT_FAILED;

@@ -456,16 +456,6 @@ void rpc_stream_cancel(struct rpc_stream *s)
                                        "the stream was cancelled", NULL);
 }
 
-uint64_t rpc_stream_left_ms(const struct rpc_stream *s)
-{
-    uint64_t now = clock_mono_ns();
-
-    if (s->until_ns == RPC_NEVER) {
-        return RPC_NO_TIMEOUT;
-    }
-    return s->until_ns > now ? (s->until_ns - now) / 1000000u : 0;
-}
-
 bool rpc_stream_is_cancelled(struct rpc_stream *s)
 {
     bool over;
