@@ -15,6 +15,24 @@
 
 #define OPEN_MS 15000
 
+HEDGE_API int hedge_node_joined(struct hedge_node *n, struct hedge_error *e)
+{
+    struct hedge_error refused;
+    bool joined;
+
+    pthread_mutex_lock(&n->pub_lock);
+    joined = n->joined;
+    refused = n->refused;
+    pthread_mutex_unlock(&n->pub_lock);
+    if (refused.code != 0) {
+        return error_set(e, refused.code, "not in group \"%.64s\": %.400s",
+                         n->group, refused.text);
+    }
+    return joined ? 0
+                  : error_set(e, HEDGE_EAGAIN, "group \"%.64s\" not met yet",
+                              n->group);
+}
+
 HEDGE_API const char *hedge_node_name(const struct hedge_node *node)
 {
     return node->id;

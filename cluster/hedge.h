@@ -158,6 +158,10 @@ HEDGE_API bool hedge_node_is_running(const struct hedge_node *node);
 /* "node ID of group G, leader, ..." for people; returns what snprintf does. */
 HEDGE_API int hedge_node_describe(struct hedge_node *node, char *out,
                                   size_t size);
+/* Is the node in its group? HEDGE_EAGAIN: it has not met it yet. Otherwise the
+ * leader has refused it for what it is, such as a block size or a version that
+ * differ: it stays outside. */
+HEDGE_API int hedge_node_joined(struct hedge_node *node, struct hedge_error *e);
 
 /* Live as long as the node. */
 HEDGE_API const char *hedge_node_name(const struct hedge_node *node);

@@ -1,6 +1,9 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
+#include "cluster/kv.h"
 #include "cluster/node_internal.h"
+#include "cluster/serve_lines.h"
+#include "cluster/stats.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"
@@ -51,6 +54,7 @@ HEDGE_API void hedge_options_init(struct hedge_options *o)
     o->lease_ms = 10000;
     o->sync_interval_ms = 2000;
     o->handlers_max = HANDLERS_MAX_DEFAULT;
+    o->line_protocol = true;
 }
 
 /* --- the machine --- */
@@ -508,6 +512,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Cluster/WatchMembers", NULL, serve_watch_members, 0},
     {"/hedge.v1.Cluster/Leader", serve_leader, NULL, RPC_INLINE},
     {"/hedge.v1.Cluster/Status", serve_status, NULL, 0},
+    {"/hedge.v1.Log/Put", serve_log_put, NULL, RPC_INLINE},
+    {"/hedge.v1.Log/PutLarge", NULL, serve_log_put_large, 0},
+    {"/hedge.v1.Log/Get", serve_log_get, NULL, RPC_INLINE},
+    {"/hedge.v1.Log/Query", NULL, serve_log_query, 0},
+    {"/hedge.v1.Log/Follow", NULL, serve_log_follow, 0},
+    {"/hedge.v1.Log/Compact", serve_log_compact, NULL, 0},
     {"/hedge.v1.Peer/Join", NULL, serve_join, 0},
     {"/hedge.v1.Peer/Announce", serve_announce, NULL, RPC_INLINE},
     {"/hedge.v1.Peer/RegisterStore", serve_register, NULL, 0},
@@ -523,6 +533,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
+    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
+    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -611,6 +627,15 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                   n->id, n->grpc_address);
 }
 
+static int start_lines(struct hedge_node *n, struct hedge_error *e)
+{
+    int rv = lines_server_new(n, n->listen_fd, n->o.line_protocol, &n->lines);
+
+    return rv == 0
+               ? 0
+               : error_set(e, rv, "cannot start the line protocol's thread");
+}
+
 static int start_parts(struct hedge_node *n, struct hedge_error *e)
 {
     int rv = bind_listen(n, e);
@@ -628,12 +653,14 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     if (rv == 0 && pool_new(CALL_THREADS, "hedge-calls", &n->call_pool) != 0) {
         rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
     }
+    rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
     rv = rv != 0 ? rv : start_messages(n, e);
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
+    rv = rv != 0 ? rv : start_lines(n, e);
     rv = rv != 0 ? rv : node_link_start(n, e);
     return rv != 0 ? rv : node_loop_run(n, e);
 }
@@ -738,6 +765,7 @@ static void free_all(struct hedge_node *n)
     pool_free(n->call_pool);
     node_channel_put(n, NULL);
     directory_free(n->directory);
+    kv_free(n->kv);
     engine_close(&n->engine);
     view_unref(n->view);
     msg_parts_free(n->parts);
@@ -765,14 +793,12 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     if (n == NULL) {
         return;
     }
-    atomic_store(&n->closing, true);
-    sos_hurry(n->sos);
-    pthread_mutex_lock(&n->pub_lock);
-    pthread_cond_broadcast(&n->pub_changed);
-    pthread_mutex_unlock(&n->pub_lock);
+    node_begin_stop(n);
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);
+    lines_server_free(n->lines, GRACE_MS);
+    n->lines = NULL;
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;

@@ -394,6 +394,24 @@ void node_serve_announce(struct hedge_node *n, struct rpc_call *call,
 
 /* --- the member's side --- */
 
+/* What the leader makes of this node; NULL: a member. False: nothing new. */
+static bool set_refused(struct hedge_node *n, int code,
+                        const struct hedge_error *e)
+{
+    bool changed;
+
+    pthread_mutex_lock(&n->pub_lock);
+    changed = e == NULL ? n->refused.code != 0
+                        : strcmp(n->refused.text, e->text) != 0;
+    n->joined = n->joined || e == NULL;
+    error_clear(&n->refused);
+    if (e != NULL) {
+        (void)error_set(&n->refused, code, "%s", e->text);
+    }
+    pthread_mutex_unlock(&n->pub_lock);
+    return changed;
+}
+
 struct link_task {
     struct task task;
     uint64_t token;
@@ -448,6 +466,7 @@ static void forward_list(struct hedge_node *n, Hedge__V1__MembersReply *m)
         }
     }
     t->list.n_members = m->n_members;
+    (void)set_refused(n, 0, NULL);
     node_post(n, &t->task);
 }
 
@@ -481,7 +500,6 @@ static int run_stream(struct hedge_node *n, struct uplink *up,
     bool first = true;
     int rv = 0;
 
-    up->stream = s;
     up->report = true;
     while (rv == 0 && !up->connect) {
         struct member self = up->self;
@@ -514,7 +532,6 @@ static int run_stream(struct hedge_node *n, struct uplink *up,
             break;
         }
     }
-    up->stream = NULL;
     return rv;
 }
 
@@ -558,8 +575,12 @@ static void serve_link(struct hedge_node *n, struct uplink *up)
         bool refused =
             rv == HEDGE_EVERSION || rv == HEDGE_EINVAL || rv == HEDGE_EREFUSED;
 
-        log_line(refused ? LOG_ERROR : LOG_INFO, "node",
-                 "%scontrol stream to %s: %s",
+        bool news = refused && set_refused(n, rv, &e);
+
+        log_line(news      ? LOG_ERROR
+                 : refused ? LOG_DEBUG
+                           : LOG_INFO,
+                 "node", "%scontrol stream to %s: %s",
                  refused ? "this node is not in the group: " : "", target,
                  e.text[0] != '\0' ? e.text : hedge_strerror(rv));
         report_down(n, token, rv);

@@ -570,6 +570,8 @@ static int cursor_next(struct source *base, uint64_t timeout_ms,
     c->wanted = NULL;
     if (rv == 0) {
         advance(c, &step, seg);
+        count_add(&store->sos->counts.blocks_delivered, 1);
+        count_add(&store->sos->counts.bytes_delivered, seg->header.raw_len);
     }
     pthread_mutex_unlock(&store->lock);
     return rv;

@@ -33,11 +33,19 @@ static int read_status(int status)
                : status;
 }
 
+static struct tier *fetch_tier(const struct fetch *f)
+{
+    struct sos *s = f->store->sos;
+
+    return f->entry.copies[f->copy].where == CATALOG_DISK ? s->disk : s->remote;
+}
+
 static void on_get(struct tier_req *req)
 {
     struct fetch *f = req->ctx;
     struct sos_store *store = f->store;
 
+    tier_count(fetch_tier(f), req, false);
     pthread_mutex_lock(&store->lock);
     list_remove(&f->link);
     f->loading = false;
@@ -52,9 +60,7 @@ static void on_get(struct tier_req *req)
 /* store->lock held. Start reading copy f->copy into f->block. */
 static void fetch_start(struct fetch *f)
 {
-    struct sos *s = f->store->sos;
     const struct catalog_copy *copy = &f->entry.copies[f->copy];
-    struct tier *tier = copy->where == CATALOG_DISK ? s->disk : s->remote;
     int rv;
 
     memset(&f->req, 0, sizeof f->req);
@@ -68,7 +74,8 @@ static void fetch_start(struct fetch *f)
     f->failed = f->verified = false;
     f->loading = true;
     list_push(&f->store->fetches, &f->link);
-    rv = tier_get(tier, &f->req); /* 0: the request is the tier's from here. */
+    rv = tier_get(fetch_tier(f),
+                  &f->req); /* 0: the request is the tier's from here. */
     if (rv != 0) {
         f->req.status = rv;
         list_remove(&f->link);

@@ -259,6 +259,7 @@ static void on_lent_to_disk(struct tier_req *tier_req)
     size_t padded = disk_padded(s->disk, tier_req->len);
     struct part *p = req->part;
 
+    tier_count(s->disk, tier_req, true);
     pthread_mutex_lock(&s->lend_lock);
     req->status = tier_req->status;
     if (req->status == HEDGE_ENOSPC) {
@@ -427,6 +428,7 @@ static int read_disk(struct sos *s, const struct catalog_entry *entry,
             pthread_cond_wait(&w.done, &w.lock);
         }
         pthread_mutex_unlock(&w.lock);
+        tier_count(s->disk, &req, false);
         rv = req.status;
         if (rv != 0 && e != NULL) {
             *e = req.error;
@@ -624,4 +626,17 @@ void lend_release(struct sos *s)
         part_kill(s, p, "this node stops");
     }
     pthread_mutex_unlock(&s->lend_lock);
+}
+
+unsigned lend_parts(struct sos *s)
+{
+    struct list *l;
+    unsigned n = 0;
+
+    pthread_mutex_lock(&s->lend_lock);
+    list_foreach (l, &s->parts) {
+        n++;
+    }
+    pthread_mutex_unlock(&s->lend_lock);
+    return n;
 }

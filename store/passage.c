@@ -80,6 +80,19 @@ void passages_free(struct passages *p)
     mem_free(p);
 }
 
+void passages_use(struct passages *p, unsigned *inflight, unsigned *homeless)
+{
+    struct list *l;
+
+    *homeless = 0;
+    pthread_mutex_lock(&p->lock);
+    *inflight = p->inflight;
+    list_foreach (l, &p->homeless) {
+        (*homeless)++;
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
 /* Waits for one of the passages under way to end when all are in use. NULL
  * only when every passage is homeless: nothing will end. */
 struct passage *passage_take(struct sos *s, const struct block_id *id)
@@ -289,6 +302,8 @@ static void on_put(struct tier_req *req)
     bool exhausted = false;
 
     assert(p->magic == PASSAGE_MAGIC);
+    tier_count(p->tried_disk ? store->sos->remote : store->sos->disk, req,
+               true);
     if (req->status == 0) {
         struct catalog_copy *copy = &p->entry.copies[p->entry.n_copies++];
 

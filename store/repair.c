@@ -99,6 +99,7 @@ static int put_copy(struct repair *r, struct sos_store *store,
         pthread_cond_wait(&r->wake, &r->lock);
     }
     pthread_mutex_unlock(&r->lock);
+    tier_count(r->sos->remote, &req, true);
     memset(out, 0, sizeof *out);
     out->where = CATALOG_PEER;
     out->place = req.place;

@@ -11,6 +11,9 @@
 void sink_fail(struct sos_sink *sink, int code, const char *text)
 {
     if (atomic_load(&sink->base.failed) == 0) {
+        if (code == HEDGE_EFULL) {
+            count_add(&sink->store->sos->counts.writers_full, 1);
+        }
         (void)error_set(&sink->error, code, "%s", text);
         atomic_store(&sink->base.failed, code);
     }
@@ -163,6 +166,8 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
         }
     }
     if (rv == 0) {
+        count_add(&store->sos->counts.blocks_sealed, 1);
+        count_add(&store->sos->counts.bytes_sealed, h->raw_len);
         store->next_ordinal++;
         sink->tally = tally;
         store->states[h->id.writer].open_sequence = tally.open_sequence;

@@ -289,6 +289,7 @@ void sos_remove(struct sos_store *store)
 
     pthread_mutex_lock(&s->lock);
     if (kill_store(store)) {
+        count_add(&s->counts.stores_removed, 1);
         doom(store);
     }
     pthread_mutex_unlock(&s->lock);
@@ -387,6 +388,7 @@ static void expire_stores(struct sos *s, uint64_t now)
         struct sos_store *store = container_of(l, struct sos_store, link);
 
         if (kill_expired(store, now)) {
+            count_add(&s->counts.stores_expired, 1);
             entomb(s, store->name, now);
             log_info("sos", "store \"%s\" has expired", store->name);
             if (s->on_expired != NULL) {
@@ -716,6 +718,7 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
     } else {
         list_push(&s->stores, &store->link);
         s->n_stores++;
+        count_add(&s->counts.stores_made, 1);
         forget_tombstones(s, name, 0);
     }
     pthread_mutex_unlock(&s->lock);

@@ -213,4 +213,19 @@ struct sos_usage {
 };
 void sos_usage(struct sos *s, struct sos_usage *out);
 
+/* What has happened since the start, and what goes on; for operators. */
+struct sos_tier_figures {
+    uint64_t puts, put_bytes, gets, get_bytes, refusals, failures;
+};
+struct sos_figures {
+    uint64_t blocks_sealed, bytes_sealed;       /* By writers, before */
+    uint64_t blocks_delivered, bytes_delivered; /* compression; to readers. */
+    uint64_t stores_made, stores_expired, stores_removed;
+    uint64_t writers_full; /* That were told that there is no room. */
+    unsigned writers, readers, parts;
+    unsigned passages, passages_homeless, passages_max;
+    struct sos_tier_figures disk, remote;
+};
+void sos_figures(struct sos *s, struct sos_figures *out);
+
 #endif

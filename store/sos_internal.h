@@ -83,6 +83,18 @@ struct tombstone {
 
 struct part; /* Blocks of another node's store, see lend.c. */
 
+struct sos_counts {
+    atomic_uint_fast64_t blocks_sealed, bytes_sealed;
+    atomic_uint_fast64_t blocks_delivered, bytes_delivered;
+    atomic_uint_fast64_t stores_made, stores_expired, stores_removed;
+    atomic_uint_fast64_t writers_full;
+};
+
+static inline void count_add(atomic_uint_fast64_t *c, uint64_t n)
+{
+    atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
+
 struct sos {
     char *node;
     size_t block_size;
@@ -110,6 +122,7 @@ struct sos {
     struct drain drain; /* Of all stores. */
     atomic_bool hurry;
 
+    struct sos_counts counts;
     struct passages *passages; /* passage.c */
     struct encoders *encoders;
     struct meter leaving;  /* How fast blocks leave the memory here. */
@@ -194,6 +207,8 @@ void fetch_where(const struct fetch *f, const char **node, const char **kind);
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
 void passages_free(struct passages *p);
+/* How many are under way, and how many blocks nobody took. */
+void passages_use(struct passages *p, unsigned *inflight, unsigned *homeless);
 /* Is the block on its way? Then its passage owns its memory. A homeless one is
  * forgotten, because the caller is about to give the block back. */
 bool passages_owns(struct sos *s, const struct block_id *id);
@@ -215,5 +230,6 @@ char *room_text(struct sos *s, char out[ROOM_TEXT]);
 void lend_init(struct sos *s);
 void lend_release(struct sos *s);
 void lend_expire(struct sos *s, uint64_t now_ms);
+unsigned lend_parts(struct sos *s);
 
 #endif

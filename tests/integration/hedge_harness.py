@@ -324,7 +324,8 @@ def hedgectl(*args, node=None, json_output=False, data=None, timeout=60,
 
 
 class Node:
-    """One hedged. Options are flags without dashes: mem_limit="64M"."""
+    """One hedged. Options are flags without dashes: mem_limit="64M". With
+    http=True it serves HTTP on a port of its own, `http`."""
 
     def __init__(self, folder, group="test", engine=None, port=None,
                  **options):
@@ -344,6 +345,9 @@ class Node:
             "sync_interval": "500ms",
             **options,
         }
+        self.http = f"127.0.0.1:{self.port + 2}"
+        if self.options.get("http") is True:
+            self.options["http"] = self.http
         self.process = None
         self.expected_to_run = False
         self._channel = None
