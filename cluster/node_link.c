@@ -17,8 +17,7 @@
 #define SEND_MS 500
 #define DIAL_MS 1000
 #define NO_MEMORY_MS 10
-#define REPORT_STORES 4096 /* In one message: with names of 255 bytes, 1 MiB. \
-                            */
+#define REPORT_STORES 4096 /* In one message: 1 MiB of long names. */
 #define REPORT_PARTS_MAX 65536
 
 struct session {
