@@ -165,7 +165,8 @@ static void from_disk_with_memory_full(void **state)
     (void)state;
     box_open(&b, &(struct box_options){.disk = 64 << 20, .nodes = 2});
     fill = box_store(&b, "fill", &o);
-    assert_int_equal(box_write(fill, &shape, RECORDS).closed, 0);
+    assert_int_equal(box_write(fill, &shape, 10 * RECORDS).closed, 0);
+    assert_true(box_used(fill, "disk") > 0); /* Memory is full. */
     o.replicas = 2;
     o.mem_limit = 1;
     store = box_store(&b, "x", &o);
