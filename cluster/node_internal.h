@@ -113,7 +113,7 @@ struct hedge_node {
     pthread_mutex_t sessions_lock; /* sessions, publisher */
     pthread_cond_t sessions_changed;
     struct list sessions;
-    bool publish, publisher_closing, publisher_runs;
+    bool publisher_closing, publisher_runs;
     pthread_t publisher;
 
     pthread_mutex_t pub_lock; /* What other threads may look at. */
