@@ -28,6 +28,8 @@
 
 #define GRACE_MS 300
 #define CALL_THREADS 8
+/* Stores' and messages': each service bounds its own below that. */
+#define STREAMS_MAX 512
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
@@ -530,6 +532,9 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Peer/LocalStores", serve_local_stores, NULL, 0},
     {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
     {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
+    {"/hedge.v1.Messages/StreamLeader", NULL, serve_stream_leader, 0},
+    {"/hedge.v1.Messages/StreamBroadcast", NULL, serve_stream_broadcast, 0},
+    {"/hedge.v1.MessagePeer/Stream", NULL, serve_stream, 0},
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
@@ -616,6 +621,7 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                        sizeof methods / sizeof methods[0],
                                    .ctx = n,
                                    .pool_threads = 8,
+                                   .streams_max = STREAMS_MAX,
                                    .message_limit = n->o.message_limit};
     int rv;
 

@@ -87,6 +87,21 @@ void node_target(const struct hedge_node *n, const struct member *m,
     }
 }
 
+void node_target_of(struct hedge_node *n, const char *id,
+                    const char *grpc_address, char out[TARGET_SIZE])
+{
+    struct view *v = node_view(n);
+
+    (void)snprintf(out, TARGET_SIZE, "ipv4:%s", grpc_address);
+    for (size_t i = 0; v != NULL && i < v->n; i++) {
+        if (strcmp(v->members[i].id, id) == 0) {
+            node_target(n, &v->members[i], out);
+            break;
+        }
+    }
+    view_unref(v);
+}
+
 static void tell_peer_tier(struct hedge_node *n, const struct view *v)
 {
     struct peer_info *peers = mem_calloc(v->n, sizeof *peers);

@@ -37,5 +37,6 @@ extern const struct cli_command cluster_commands[];
 extern const struct cli_command sos_commands[];
 extern const struct cli_command msg_commands[];
 extern const struct cli_command log_commands[];
+extern const struct cli_command msg_stream_commands[];
 
 #endif

@@ -33,7 +33,8 @@ static const struct cli_option global_options[] = {
     {.name = NULL}};
 
 static const struct cli_command *const commands[] = {
-    cluster_commands, sos_commands, log_commands, msg_commands, NULL};
+    cluster_commands, sos_commands, log_commands, msg_commands,
+    msg_stream_commands, NULL};
 
 int main(int argc, char **argv)
 {
