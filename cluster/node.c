@@ -1,7 +1,9 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
 #include "cluster/kv.h"
+#include "cluster/locks_internal.h"
 #include "cluster/node_internal.h"
+#include "cluster/sem_session.h"
 #include "cluster/serve_lines.h"
 #include "cluster/stats.h"
 
@@ -544,6 +546,16 @@ static const struct rpc_method methods[] = {
      serve_reflection, 0},
     {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
      serve_reflection, 0},
+    {"/hedge.v1.Locks/OpenSession", serve_lock_open, NULL, 0},
+    {"/hedge.v1.Locks/Renew", serve_lock_renew, NULL, 0},
+    {"/hedge.v1.Locks/CloseSession", serve_lock_close, NULL, 0},
+    {"/hedge.v1.Locks/Watch", serve_lock_watch, NULL, 0},
+    {"/hedge.v1.Locks/Acquire", serve_lock_acquire, NULL, 0},
+    {"/hedge.v1.Locks/TryAcquire", serve_lock_try, NULL, 0},
+    {"/hedge.v1.Locks/Release", serve_lock_release, NULL, 0},
+    {"/hedge.v1.Locks/Revoke", serve_lock_revoke, NULL, 0},
+    {"/hedge.v1.Locks/List", serve_lock_list, NULL, 0},
+    {"/hedge.v1.LocksRelay/Relay", NULL, serve_relay, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -662,6 +674,10 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
     rv = rv != 0 ? rv : start_messages(n, e);
+    rv = rv != 0 ? rv : locks_new(n, e);
+    if (rv == 0 && sem_session_new(n, &n->session) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start a session");
+    }
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
@@ -766,6 +782,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
 
 static void free_all(struct hedge_node *n)
 {
+    locks_free(n);
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
     pool_free(n->call_pool);
@@ -800,6 +817,12 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
         return;
     }
     node_begin_stop(n);
+    sem_session_stop(n->session);
+    locks_stop(n);
+    sem_session_free(n->session);
+    if (n->kv != NULL) {
+        kv_stop(n->kv);
+    }
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);

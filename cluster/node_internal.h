@@ -82,6 +82,8 @@ struct hedge_node {
     /* Clients' messages and streams that are served. */
     atomic_uint sending, relaying;
     struct rpc_server *server;
+    struct locks *locks;         /* locks.h */
+    struct sem_session *session; /* Of its own semaphores. */
 
     /* The loop. */
     uv_loop_t loop;

@@ -142,6 +142,12 @@ bool rpc_call_is_cancelled(struct rpc_call *c);
 /* What is left of the caller's deadline; UINT64_MAX: it has none. */
 uint64_t rpc_call_left_ms(const struct rpc_call *c);
 uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
+/* For calls that wait long: `fn` runs once, on the I/O thread or inside this
+ * call, when the call is over; `gone`: before it was answered, or before the
+ * answer had left. At most once per call, before it is answered; `fn` must not
+ * block. */
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);
