@@ -1,5 +1,6 @@
 #include "cluster/stats.h"
 
+#include "cluster/kv.h"
 #include "cluster/node_internal.h"
 #include "cluster/serve_lines.h"
 
@@ -476,4 +477,7 @@ void node_begin_stop(struct hedge_node *n)
     pthread_mutex_lock(&n->pub_lock);
     pthread_cond_broadcast(&n->pub_changed);
     pthread_mutex_unlock(&n->pub_lock);
+    if (n->kv != NULL) {
+        kv_stop(n->kv);
+    }
 }
