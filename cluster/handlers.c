@@ -5,6 +5,7 @@
  * at it. */
 #include "cluster/handlers.h"
 
+#include "cluster/msg_stream.h"
 #include "store/base/clock.h"
 #include "store/base/error.h"
 #include "store/base/list.h"
@@ -249,6 +250,7 @@ static void run_job(struct handlers *h, struct job *j)
     if (rv != 0) {
         msg_buf_clear(&a.reply);
     }
+    msg_buf_clear(&j->message); /* Before anybody hears of the reply. */
     pthread_mutex_lock(&h->lock);
     if (j->state == JOB_RUNNING) {
         answer(h, j, rv, &e, &a.reply);
@@ -640,7 +642,8 @@ int handlers_run_stream(struct handlers *h, enum handler_kind kind,
         return rv;
     }
     error_clear(&own);
-    rv = h->o.stream[kind](h->o.data, s, &own);
+    rv = msg_stream_begin(s);
+    rv = rv != 0 ? rv : h->o.stream[kind](h->o.data, s, &own);
     pthread_mutex_lock(&h->lock);
     k->n_streams--;
     pthread_mutex_unlock(&h->lock);

@@ -4,6 +4,7 @@
 #include "cluster/node_internal.h"
 #include "cluster/serve_lines.h"
 
+#include "store/base/clock.h"
 #include "store/base/mem.h"
 
 #include <cjson/cJSON.h>
@@ -11,11 +12,14 @@
 #include <stdio.h>
 #include <string.h>
 
-void line_call_init(struct line_call *c, struct hedge_node *n, int fd)
+void line_call_init(struct line_call *c, struct hedge_node *n, int fd,
+                    bool (*gives_way)(void *ctx), void *ctx)
 {
     memset(c, 0, sizeof *c);
     c->node = n;
     c->fd = fd;
+    c->gives_way = gives_way;
+    c->ctx = ctx;
     msg_buf_init(&c->payload, n->messages);
     msg_buf_init(&c->answer, n->messages);
 }
@@ -34,6 +38,25 @@ void line_call_release(struct line_call *c)
     msg_buf_release(&c->answer);
 }
 
+/* Payloads that have been begun may wait for each other: those that came last
+ * give up, one after the other, so that the rest get room. */
+static int wait_for_room(struct line_call *c, const void *data, size_t len)
+{
+    uint64_t until = clock_mono_ms() + LINES_ROOM_MS;
+    size_t wanted = c->payload.len + len;
+    int rv;
+
+    do {
+        rv = msg_buf_reserve(&c->payload, wanted, LINES_TURN_MS, NULL);
+    } while (rv == HEDGE_EEXHAUSTED && !c->gives_way(c->ctx) &&
+             clock_mono_ms() < until);
+    rv = rv == 0 ? msg_buf_append(&c->payload, data, len) : rv;
+    if (rv != 0) {
+        msg_buf_clear(&c->payload);
+    }
+    return rv;
+}
+
 int line_call_payload(void *ctx, enum line_verb verb, const void *data,
                       size_t len)
 {
@@ -44,12 +67,7 @@ int line_call_payload(void *ctx, enum line_verb verb, const void *data,
         return 0; /* Nobody's word is taken for who the members are. */
     }
     rv = msg_buf_append(&c->payload, data, len);
-    if (rv == HEDGE_EEXHAUSTED) {
-        rv = msg_buf_reserve(&c->payload, c->payload.len + len, LINES_ROOM_MS,
-                             NULL);
-        rv = rv != 0 ? rv : msg_buf_append(&c->payload, data, len);
-    }
-    return rv;
+    return rv == HEDGE_EEXHAUSTED ? wait_for_room(c, data, len) : rv;
 }
 
 /* --- replies --- */

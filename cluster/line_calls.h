@@ -15,12 +15,17 @@
 struct line_call {
     struct hedge_node *node;
     int fd; /* To see whether the client has gone. */
+    /* Asked while a payload waits for room: should it make way for others that
+     * wait, too? */
+    bool (*gives_way)(void *ctx);
+    void *ctx;
     struct msg_buf payload, answer;
     struct line_reply reply;
     struct hedge_error error;
 };
 
-void line_call_init(struct line_call *c, struct hedge_node *n, int fd);
+void line_call_init(struct line_call *c, struct hedge_node *n, int fd,
+                    bool (*gives_way)(void *ctx), void *ctx);
 void line_call_release(struct line_call *c);
 /* A line_payload_fn. */
 int line_call_payload(void *ctx, enum line_verb verb, const void *data,

@@ -73,25 +73,10 @@ static uint64_t left_ms(const struct target *t, uint64_t now_ms)
 /* --- finding the node -------------------------------------------------------
  */
 
-static void address_of(struct hedge_node *n, const char *id,
-                       const char *grpc_address, char out[TARGET_SIZE])
-{
-    struct view *v = node_view(n);
-
-    (void)snprintf(out, TARGET_SIZE, "ipv4:%s", grpc_address);
-    for (size_t i = 0; v != NULL && i < v->n; i++) {
-        if (strcmp(v->members[i].id, id) == 0) {
-            node_target(n, &v->members[i], out);
-            break;
-        }
-    }
-    view_unref(v);
-}
-
 static void route_to(struct target *t, const char *id, const char *address)
 {
     (void)snprintf(t->id, sizeof t->id, "%s", id);
-    address_of(t->x->n, id, address, t->address);
+    node_target_of(t->x->n, id, address, t->address);
     delivery_routed(&t->d, false);
 }
 

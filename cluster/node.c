@@ -1,7 +1,9 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
 #include "cluster/kv.h"
+#include "cluster/locks_internal.h"
 #include "cluster/node_internal.h"
+#include "cluster/sem_session.h"
 #include "cluster/serve_lines.h"
 #include "cluster/stats.h"
 
@@ -28,6 +30,8 @@
 
 #define GRACE_MS 300
 #define CALL_THREADS 8
+/* Stores' and messages': each service bounds its own below that. */
+#define STREAMS_MAX 512
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
@@ -530,6 +534,9 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Peer/LocalStores", serve_local_stores, NULL, 0},
     {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
     {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
+    {"/hedge.v1.Messages/StreamLeader", NULL, serve_stream_leader, 0},
+    {"/hedge.v1.Messages/StreamBroadcast", NULL, serve_stream_broadcast, 0},
+    {"/hedge.v1.MessagePeer/Stream", NULL, serve_stream, 0},
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
@@ -539,6 +546,16 @@ static const struct rpc_method methods[] = {
      serve_reflection, 0},
     {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
      serve_reflection, 0},
+    {"/hedge.v1.Locks/OpenSession", serve_lock_open, NULL, 0},
+    {"/hedge.v1.Locks/Renew", serve_lock_renew, NULL, 0},
+    {"/hedge.v1.Locks/CloseSession", serve_lock_close, NULL, 0},
+    {"/hedge.v1.Locks/Watch", serve_lock_watch, NULL, 0},
+    {"/hedge.v1.Locks/Acquire", serve_lock_acquire, NULL, 0},
+    {"/hedge.v1.Locks/TryAcquire", serve_lock_try, NULL, 0},
+    {"/hedge.v1.Locks/Release", serve_lock_release, NULL, 0},
+    {"/hedge.v1.Locks/Revoke", serve_lock_revoke, NULL, 0},
+    {"/hedge.v1.Locks/List", serve_lock_list, NULL, 0},
+    {"/hedge.v1.LocksRelay/Relay", NULL, serve_relay, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -616,6 +633,7 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                        sizeof methods / sizeof methods[0],
                                    .ctx = n,
                                    .pool_threads = 8,
+                                   .streams_max = STREAMS_MAX,
                                    .message_limit = n->o.message_limit};
     int rv;
 
@@ -656,6 +674,10 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
     rv = rv != 0 ? rv : start_messages(n, e);
+    rv = rv != 0 ? rv : locks_new(n, e);
+    if (rv == 0 && sem_session_new(n, &n->session) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start a session");
+    }
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
@@ -760,6 +782,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
 
 static void free_all(struct hedge_node *n)
 {
+    locks_free(n);
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
     pool_free(n->call_pool);
@@ -794,6 +817,12 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
         return;
     }
     node_begin_stop(n);
+    sem_session_stop(n->session);
+    locks_stop(n);
+    sem_session_free(n->session);
+    if (n->kv != NULL) {
+        kv_stop(n->kv);
+    }
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);

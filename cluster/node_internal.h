@@ -79,8 +79,11 @@ struct hedge_node {
     struct msg_budget *messages; /* What --message-limit bounds. */
     struct handlers *handlers;
     struct msg_parts *parts; /* Messages that travel in pieces. */
-    atomic_uint sending;     /* Clients' messages that are served. */
+    /* Clients' messages and streams that are served. */
+    atomic_uint sending, relaying;
     struct rpc_server *server;
+    struct locks *locks;         /* locks.h */
+    struct sem_session *session; /* Of its own semaphores. */
 
     /* The loop. */
     uv_loop_t loop;
@@ -113,7 +116,7 @@ struct hedge_node {
     pthread_mutex_t sessions_lock; /* sessions, publisher */
     pthread_cond_t sessions_changed;
     struct list sessions;
-    bool publish, publisher_closing, publisher_runs;
+    bool publisher_closing, publisher_runs;
     pthread_t publisher;
 
     pthread_mutex_t pub_lock; /* What other threads may look at. */
@@ -213,6 +216,9 @@ struct rpc_channel *kept_channel_rpc(struct kept_channel *c);
  * else TCP. */
 void node_target(const struct hedge_node *n, const struct member *m,
                  char out[TARGET_SIZE]);
+/* The same by a node's id; where that is not on the list, its address. */
+void node_target_of(struct hedge_node *n, const char *id,
+                    const char *grpc_address, char out[TARGET_SIZE]);
 
 /* --- node_log.c --- */
 int node_log_start(struct hedge_node *n, struct hedge_error *e);
@@ -268,7 +274,15 @@ void serve_deliver(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_fetch(struct rpc_call *c, void *ctx, const void *req, size_t len);
 
-/* --- serve_send.c --- */
+/* --- serve_send.c, serve_streams.c --- */
+/* Wait to be one of `max`, as long as the client's deadline lets; HEDGE_EBUSY.
+ * Ends with `*count -= 1`. */
+int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+                         const char *what, struct hedge_error *e);
+int serve_stream(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_stream_leader(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_stream_broadcast(struct rpc_stream *s, void *ctx,
+                           struct hedge_error *e);
 int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 /* --- serve_health.c, serve_reflection.c: the standard services of gRPC --- */

@@ -2,6 +2,7 @@
  * feeds the cores (election, membership) and has others carry out what they
  * ask for. Nothing on it blocks. */
 #include "cluster/kv.h"
+#include "cluster/locks.h"
 #include "cluster/node_internal.h"
 
 #include "store/base/clock.h"
@@ -85,6 +86,21 @@ void node_target(const struct hedge_node *n, const struct member *m,
     } else {
         (void)snprintf(out, TARGET_SIZE, "ipv4:%s", m->grpc_address);
     }
+}
+
+void node_target_of(struct hedge_node *n, const char *id,
+                    const char *grpc_address, char out[TARGET_SIZE])
+{
+    struct view *v = node_view(n);
+
+    (void)snprintf(out, TARGET_SIZE, "ipv4:%s", grpc_address);
+    for (size_t i = 0; v != NULL && i < v->n; i++) {
+        if (strcmp(v->members[i].id, id) == 0) {
+            node_target(n, &v->members[i], out);
+            break;
+        }
+    }
+    view_unref(v);
 }
 
 static void tell_peer_tier(struct hedge_node *n, const struct view *v)
@@ -406,6 +422,7 @@ static void tell_leader(struct hedge_node *n, bool won, uint64_t token,
         ev.token = l->token;
     }
     node_membership(n, &ev);
+    locks_lead(n, n->leader_token);
 }
 
 static void step_election(struct hedge_node *n, const struct election_event *ev)
@@ -575,7 +592,7 @@ static int open_loop(struct hedge_node *n)
     n->mailbox.data = n->timer.data = n->figures.data = n;
     if (uv_async_init(&n->loop, &n->mailbox, on_mail) != 0 ||
         uv_timer_init(&n->loop, &n->timer) != 0 ||
-        uv_timer_init(&n->loop, &n->figures) != 0) {
+        uv_timer_init(&n->loop, &n->figures) != 0 || locks_open(n) != 0) {
         return HEDGE_ENOMEM;
     }
     (void)uv_timer_start(&n->figures, on_figures, n->o.sync_interval_ms,

@@ -81,10 +81,10 @@ static int watch(struct hedge_node *n, struct rpc_stream *s, bool known)
     int rv = send_status(s, told);
 
     while (rv == 0 && !rpc_stream_is_cancelled(s)) {
-        if (atomic_load(&n->closing)) {
-            return 0; /* It has been told. */
+        if (atomic_load(&n->closing) && told != STATUS(SERVING)) {
+            return 0; /* There will be no more to tell. */
         }
-        await_change(n, node_is_serving(n));
+        await_change(n, known ? told == STATUS(SERVING) : node_is_serving(n));
         now = status_of(n, known);
         if (now != told) {
             told = now;

@@ -41,6 +41,8 @@ struct connection {
     int fd;
     enum connection_state state;
     uint64_t since_ms; /* Of the state. */
+    uint64_t number;   /* Grows from one request to the next. */
+    bool waits;        /* For room. */
     bool hung_up;
 };
 
@@ -53,6 +55,7 @@ struct lines_server {
     pthread_mutex_t lock;
     bool stopping;
     struct list connections;
+    uint64_t requests;      /* The last number given. */
     unsigned n_connections; /* Their threads, to be exact. */
     /* The thread that ended last; it has joined the one before. */
     bool has_ended;
@@ -68,7 +71,27 @@ static void set_state(struct connection *c, enum connection_state state)
     pthread_mutex_lock(&c->server->lock);
     c->state = state;
     c->since_ms = clock_mono_ms();
+    c->waits = false;
+    c->number = ++c->server->requests;
     pthread_mutex_unlock(&c->server->lock);
+}
+
+static bool gives_way(void *ctx)
+{
+    struct connection *c = ctx;
+    struct list *l;
+    bool last = true;
+
+    pthread_mutex_lock(&c->server->lock);
+    c->waits = true;
+    list_foreach (l, &c->server->connections) {
+        struct connection *o = container_of(l, struct connection, link);
+
+        last = last && (!o->waits || o->number <= c->number);
+    }
+    c->waits = !last;
+    pthread_mutex_unlock(&c->server->lock);
+    return last;
 }
 
 /* False: not in time, or broken. */
@@ -220,7 +243,7 @@ static void *connection_main(void *arg)
     struct connection *c = arg;
     struct line_call call;
 
-    line_call_init(&call, c->server->node, c->fd);
+    line_call_init(&call, c->server->node, c->fd, gives_way, c);
     converse(c, &call);
     line_call_release(&call);
     connection_end(c);

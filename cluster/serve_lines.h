@@ -24,7 +24,8 @@
 #define LINES_CALL_MS 15000u
 #define LINES_REPLY_MS 60000u
 #define LINES_PATIENCE_MS 5000u /* With a slow line while others wait. */
-#define LINES_ROOM_MS 2000u     /* Waiting for room for a payload. */
+#define LINES_ROOM_MS 20000u    /* Waiting for room for a payload. */
+#define LINES_TURN_MS 300u      /* Until the last of those who wait gives up. */
 
 struct hedge_node;
 struct lines_server;

@@ -46,6 +46,23 @@ static uint64_t left_of(uint64_t until_ms)
     return until_ms > now_ms ? until_ms - now_ms : 0;
 }
 
+int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+                         const char *what, struct hedge_error *e)
+{
+    uint64_t until_ms = clock_mono_ms() + time_for(s, 0);
+
+    while (atomic_fetch_add(count, 1) >= max) {
+        atomic_fetch_sub(count, 1);
+        if (clock_mono_ms() >= until_ms || rpc_stream_is_cancelled(s)) {
+            return error_set(e, HEDGE_EBUSY,
+                             "this node serves %u %s of clients at once", max,
+                             what);
+        }
+        clock_sleep_ms(SERVE_RETRY_MS);
+    }
+    return 0;
+}
+
 /* --- what clients send ------------------------------------------------------
  */
 
@@ -187,7 +204,7 @@ int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     struct hedge_node *n = ctx;
     Hedge__V1__SendRequest *first;
     struct msg_buf buf;
-    int rv = serve_enter(s, &n->sending, SENDING_MAX, "messages", e);
+    int rv = serve_messages_enter(s, &n->sending, SENDING_MAX, "messages", e);
 
     if (rv != 0) {
         return rv;
@@ -287,7 +304,7 @@ int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     struct hedge_node *n = ctx;
     Hedge__V1__BroadcastRequest *first;
     struct msg_buf buf;
-    int rv = serve_enter(s, &n->sending, SENDING_MAX, "messages", e);
+    int rv = serve_messages_enter(s, &n->sending, SENDING_MAX, "messages", e);
 
     if (rv != 0) {
         return rv;

@@ -1,5 +1,6 @@
 #include "server/handler_cmd.h"
 
+#include "cluster/handlers.h"
 #include "store/base/error.h"
 #include "store/base/mem.h"
 
@@ -19,6 +20,7 @@
 #include <unistd.h>
 
 #define STEP_MS 50
+#define STREAM_MESSAGE_MS 60000 /* For the reply to one of a stream. */
 #define CHUNK ((size_t)64 << 10)
 #define LINE_MAX_BYTES 400
 
@@ -407,6 +409,9 @@ int cmd_run(const struct cmd *c, const struct hedge_message *m,
 /* --- the daemon's -----------------------------------------------------------
  */
 
+#define NAME_TRIES 20
+
+/* With the lock held; a second at most. */
 static void wait_for_name(struct daemon_handlers *d)
 {
     struct timespec ts;
@@ -418,12 +423,12 @@ static void wait_for_name(struct daemon_handlers *d)
 
 /* Messages may come before the node's own start has returned, and that may
  * fail. */
-static bool await_name(struct daemon_handlers *d, const struct hedge_answer *a)
+static bool await_name(struct daemon_handlers *d)
 {
     bool named;
 
     pthread_mutex_lock(&d->lock);
-    while (d->id[0] == '\0' && !hedge_answer_is_cancelled(a)) {
+    for (int i = 0; i < NAME_TRIES && d->id[0] == '\0'; i++) {
         wait_for_name(d);
     }
     named = d->id[0] != '\0';
@@ -436,7 +441,7 @@ static int say(struct daemon_handlers *d, const struct hedge_message *m,
 {
     int rv;
 
-    if (!await_name(d, a)) {
+    if (!await_name(d)) {
         return HEDGE_ECLOSED;
     }
     rv = hedge_answer_write(a, d->id, strlen(d->id));
@@ -458,6 +463,40 @@ static int on_broadcast(void *data, const struct hedge_message *m,
     struct daemon_handlers *d = data;
 
     return d->broadcast.n > 0 ? cmd_run(&d->broadcast, m, a, e) : say(d, m, a);
+}
+
+/* Each message of a stream is answered as one that came by itself. */
+static int answer_stream(struct daemon_handlers *d, enum handler_kind kind,
+                         struct hedge_stream *s, struct hedge_error *e)
+{
+    struct hedge_reply *reply;
+    struct hedge_message m;
+    int rv = await_name(d) ? 0 : HEDGE_ECLOSED;
+
+    while (rv == 0 &&
+           (rv = hedge_stream_recv(s, HEDGE_UNLIMITED, &m, e)) == 0) {
+        rv = handlers_run(node_handlers(d->node), kind, m.data, m.len, m.from,
+                          STREAM_MESSAGE_MS, &reply, e);
+        if (rv == 0) {
+            m.data = reply->data;
+            m.len = reply->len;
+            rv = hedge_stream_send(s, &m, HEDGE_UNLIMITED);
+            hedge_reply_free(reply);
+        }
+    }
+    return rv;
+}
+
+static int on_leader_stream(void *data, struct hedge_stream *s,
+                            struct hedge_error *e)
+{
+    return answer_stream(data, HANDLER_LEADER, s, e);
+}
+
+static int on_broadcast_stream(void *data, struct hedge_stream *s,
+                               struct hedge_error *e)
+{
+    return answer_stream(data, HANDLER_BROADCAST, s, e);
 }
 
 int daemon_handlers_init(struct daemon_handlers *d, const char *leader_cmd,
@@ -485,12 +524,15 @@ void daemon_handlers_install(struct daemon_handlers *d, struct hedge_options *o)
     o->data = d;
     o->leader_handler = on_leader;
     o->broadcast_handler = on_broadcast;
+    o->leader_stream_handler = on_leader_stream;
+    o->broadcast_stream_handler = on_broadcast_stream;
 }
 
-void daemon_handlers_name(struct daemon_handlers *d, const char *id)
+void daemon_handlers_start(struct daemon_handlers *d, struct hedge_node *node)
 {
     pthread_mutex_lock(&d->lock);
-    (void)snprintf(d->id, sizeof d->id, "%s", id);
+    d->node = node;
+    (void)snprintf(d->id, sizeof d->id, "%s", hedge_node_name(node));
     pthread_cond_broadcast(&d->named);
     pthread_mutex_unlock(&d->lock);
 }

@@ -38,7 +38,8 @@ int cmd_run(const struct cmd *c, const struct hedge_message *m,
 struct daemon_handlers {
     pthread_mutex_t lock;
     pthread_cond_t named;
-    char id[264]; /* Empty until the node has started. */
+    char id[264]; /* Empty until the node has started, */
+    struct hedge_node *node;
     struct cmd leader, broadcast;
 };
 
@@ -47,8 +48,8 @@ int daemon_handlers_init(struct daemon_handlers *d, const char *leader_cmd,
                          const char *broadcast_cmd, struct hedge_error *e);
 void daemon_handlers_install(struct daemon_handlers *d,
                              struct hedge_options *o);
-/* The node has started and has a name. */
-void daemon_handlers_name(struct daemon_handlers *d, const char *id);
+/* The node has started. */
+void daemon_handlers_start(struct daemon_handlers *d, struct hedge_node *node);
 void daemon_handlers_release(struct daemon_handlers *d);
 
 #endif

@@ -144,9 +144,65 @@ static void spill_end(struct http_request *r)
     }
 }
 
+/* --- messages --- */
+
+static void free_reply(void *arg)
+{
+    hedge_reply_free(arg);
+}
+
+static void send_answer(struct http_request *r)
+{
+    struct hedge_reply *reply;
+    int rv = hedge_send(r->node, r->body.data, r->body.len, HTTP_CALL_MS,
+                        &reply, &r->error);
+
+    msg_buf_clear(&r->body);
+    if (rv != 0) {
+        http_answer_error(r, rv, r->error.text);
+    } else {
+        http_answer_bytes(r, HTTP_BYTES, reply->data, reply->len, free_reply,
+                          reply);
+    }
+}
+
+/* "ID<TAB>reply-or-error" */
+static void add_reply(struct strbuf *b, const struct hedge_reply *reply)
+{
+    const char *text = reply->error != 0 ? reply->error_text : reply->data;
+    size_t len = reply->error != 0 ? strlen(reply->error_text) : reply->len;
+
+    strbuf_addf(b, "%s\t", reply->id);
+    http_add_escaped(b, text, len);
+    strbuf_add(b, "\n", 1);
+}
+
+/* Replies are in the budget until they are lines, one after the other. */
+static void broadcast_answer(struct http_request *r)
+{
+    struct hedge_replies *all;
+    struct strbuf b;
+    int rv = hedge_broadcast(r->node, r->body.data, r->body.len, NULL,
+                             HTTP_CALL_MS, &all, &r->error);
+
+    msg_buf_clear(&r->body);
+    if (rv != 0) {
+        http_answer_error(r, rv, r->error.text);
+        return;
+    }
+    strbuf_init(&b);
+    for (size_t i = 0; i < all->n; i++) {
+        add_reply(&b, &all->reply[i]);
+    }
+    hedge_replies_free(all);
+    http_answer_strbuf(r, MHD_HTTP_OK, HTTP_TEXT, &b);
+}
+
 /* --- all of them --- */
 
 const struct http_route http_routes[] = {
+    {"/send", "", NULL, send_answer, NULL},
+    {"/broadcast", "", NULL, broadcast_answer, NULL},
     {"/sos", "?name=NAME", spill_take, spill_answer, spill_end},
     {"/livez", "", NULL, http_livez, NULL},
     {"/readyz", "", NULL, http_readyz, NULL},

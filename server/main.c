@@ -64,7 +64,7 @@ static int start(struct options *o, struct daemon_handlers *d,
         daemon_handlers_release(d);
         return rv;
     }
-    daemon_handlers_name(d, hedge_node_name(*out));
+    daemon_handlers_start(d, *out);
     return 0;
 }
 

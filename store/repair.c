@@ -112,26 +112,30 @@ static void enter_copy(struct sos_store *store, const struct block_id *id,
 {
     struct sos *s = store->sos;
     struct catalog_entry now;
+    struct catalog_copy lost;
     bool entered = false;
 
     pthread_mutex_lock(&store->lock);
     if (!store->dead && catalog_get(s->catalog, id, &now) == 0) {
         for (unsigned i = 0; i < now.n_copies && !entered; i++) {
             if (is_lost(s, &now.copies[i])) {
-                struct catalog_copy lost = now.copies[i];
-
+                lost = now.copies[i];
                 now.copies[i] = *copy;
                 entered = catalog_put(s->catalog, &now) == 0;
                 if (entered) {
                     use_add(s, &store->uses, &now, &lost, -1);
                     use_add(s, &store->uses, &now, copy, 1);
-                    /* Should its node come back with it after all. */
-                    copy_drop(s, &now, &lost);
                 }
             }
         }
     }
-    if (!entered) {
+    while (entered && fetch_of(store, id) != NULL) {
+        pthread_cond_wait(&store->changed, &store->lock); /* It is read. */
+    }
+    if (entered) {
+        /* Should its node come back with it after all. */
+        copy_drop(s, &now, &lost);
+    } else {
         tier_drop(s->remote, id, &copy->place, len);
     }
     pthread_mutex_unlock(&store->lock);

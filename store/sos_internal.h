@@ -181,6 +181,9 @@ struct fetch {
     struct sos_store *store;
     void *block; /* Arena: READ class, or a reference to a stored block. */
     unsigned copy;
+    /* Those that were not there or not right. */
+    struct catalog_copy tried[2 * TIER_COPIES_MAX];
+    unsigned n_tried;
     bool loading, failed, used, verified;
     bool own;           /* Takes one of the blocks its reader has claimed. */
     bool discard_after; /* Asked for while loading: done by the callback. */

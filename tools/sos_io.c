@@ -22,7 +22,7 @@
 #define OUT_BUFFER ((size_t)256 << 10)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000
-#define FOLLOW_RETRY_MS 200
+#define OPEN_RETRY_MS 200
 #define IDLE_FLUSH_MS 200
 
 /* --- progress, on a terminal --- */
@@ -187,10 +187,11 @@ static void say_until_when(const Hedge__V1__StoreInfo *info, uint64_t ttl_ms)
             info->name, when, units_format_duration(ttl_ms, ttl));
 }
 
-/* Open the store, following the node's word to its owner. */
+/* Open the store, following the node's word to its owner. `again`: it has been
+ * made, but there was no block for a writer. */
 static int open_sink(const struct sos_write_args *a, struct client *c,
-                     struct sink **sink, struct store_link_opened *opened,
-                     struct hedge_error *e)
+                     bool again, struct sink **sink,
+                     struct store_link_opened *opened, struct hedge_error *e)
 {
     struct sos_store_options options = {
         .mem_limit = a->mem_limit,
@@ -202,7 +203,7 @@ static int open_sink(const struct sos_write_args *a, struct client *c,
     struct store_link_open o = {
         .name = a->name,
         .options = a->append && !a->options_given ? NULL : &options,
-        .append = a->append};
+        .append = a->append || again};
     int rv = remote_sink_open(client_bulk_channel(c), &o, client_left_ms(c),
                               sink, opened, e);
 
@@ -229,8 +230,12 @@ static int write_all(const struct sos_write_args *a, struct client *c,
     struct manifest counted, kept;
     struct writer w;
     struct sink *sink;
-    int rv = open_sink(a, c, &sink, &opened, &e), closed;
+    int rv = open_sink(a, c, false, &sink, &opened, &e), closed;
 
+    while (rv == HEDGE_EBUSY && client_left_ms(c) > OPEN_RETRY_MS) {
+        clock_sleep_ms(OPEN_RETRY_MS);
+        rv = open_sink(a, c, true, &sink, &opened, &e);
+    }
     if (rv != 0) {
         return ctl_error(&e);
     }
@@ -412,22 +417,30 @@ static int open_source(const struct sos_read_args *a, struct client *c,
     return rv;
 }
 
-/* A follower may come before the first writer. */
+/* A follower may come before the first writer, and a node may be out of blocks
+ * for one more reader. */
 static int await_source(const struct sos_read_args *a, struct client *c,
                         struct source **source, struct hedge_error *e)
 {
     bool told = isatty(STDERR_FILENO) == 0;
     int rv;
 
-    while ((rv = open_source(a, c, source, e)) == HEDGE_ENOTFOUND &&
-           a->follow && client_left_ms(c) > FOLLOW_RETRY_MS) {
+    for (;;) {
+        rv = open_source(a, c, source, e);
+        if ((rv != HEDGE_EBUSY && (rv != HEDGE_ENOTFOUND || !a->follow)) ||
+            client_left_ms(c) <= OPEN_RETRY_MS) {
+            return rv;
+        }
         if (!told) {
-            fprintf(stderr, "waiting for store \"%s\" to be made\n", a->name);
+            fprintf(stderr,
+                    rv == HEDGE_EBUSY
+                        ? "waiting for blocks to read \"%s\" with\n"
+                        : "waiting for store \"%s\" to be made\n",
+                    a->name);
             told = true;
         }
-        clock_sleep_ms(FOLLOW_RETRY_MS);
+        clock_sleep_ms(OPEN_RETRY_MS);
     }
-    return rv;
 }
 
 int sos_read_run(const struct sos_read_args *a)

@@ -142,6 +142,12 @@ bool rpc_call_is_cancelled(struct rpc_call *c);
 /* What is left of the caller's deadline; UINT64_MAX: it has none. */
 uint64_t rpc_call_left_ms(const struct rpc_call *c);
 uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
+/* For calls that wait long: `fn` runs once, on the I/O thread or inside this
+ * call, when the call is over; `gone`: before it was answered, or before the
+ * answer had left. At most once per call, before it is answered; `fn` must not
+ * block. */
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);
@@ -203,6 +209,16 @@ int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms);
 /* Client: no more messages will be sent. */
 int rpc_stream_close_send(struct rpc_stream *s);
+/* The same without waiting, for one thread with many streams. A message is
+ * taken when nothing else is on its way, else HEDGE_EAGAIN; `out` is released
+ * in any case. The end of sending waits its turn by itself. */
+int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out);
+int rpc_stream_post_close(struct rpc_stream *s);
+bool rpc_stream_can_post(struct rpc_stream *s);
+/* Have `fn` called whenever there may be something to receive, room to send,
+ * or an end; once at once. Any thread; it must not block and not call rpc. */
+typedef void (*rpc_notify_fn)(void *arg);
+void rpc_stream_notify(struct rpc_stream *s, rpc_notify_fn fn, void *arg);
 /* Receive one message. HEDGE_EEND: the far end has finished in good order
  * (server side: the client closed its sending side; client side: status OK).
  * A killed peer is HEDGE_EUNAVAILABLE (server side HEDGE_ECANCELED), never

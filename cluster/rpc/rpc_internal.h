@@ -175,6 +175,9 @@ struct rpc_stream {
 
     grpc_byte_buffer *send_buffer;
     bool send_failed, send_closed, sent_headers;
+    bool close_wanted; /* As soon as nothing is being sent. */
+    rpc_notify_fn notify;
+    void *notify_arg;
 
     struct rpc_message *incoming, *ready[RPC_READY_MAX];
     unsigned n_ready;

@@ -78,6 +78,9 @@ static void op_done(struct rpc_stream *s, struct rpc_stream_op *op)
 {
     assert(op->pending);
     op->pending = false;
+    if (s->notify != NULL) {
+        s->notify(s->notify_arg);
+    }
     if (!s->open.pending && !s->send.pending && !s->recv.pending &&
         !s->end.pending) {
         pthread_cond_signal(&s->drained);
@@ -161,20 +164,39 @@ static int send_error(struct rpc_stream *s)
     return s->is_server ? server_gone(s, NULL) : HEDGE_ECLOSED;
 }
 
+static void start_close(struct rpc_stream *s)
+{
+    grpc_op op;
+
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
+    if (rpc_start(s->call, &op, 1, &s->send.tag) != 0) {
+        on_send(&s->send.tag, false);
+    }
+}
+
 static void on_send(struct rpc_tag *t, bool ok)
 {
     struct rpc_stream *s = container_of(t, struct rpc_stream, send.tag);
     grpc_byte_buffer *sent;
+    bool close;
 
     pthread_mutex_lock(&s->lock);
     sent = s->send_buffer;
     s->send_buffer = NULL;
     s->send_failed = s->send_failed || !ok;
-    pthread_cond_signal(&s->can_send);
-    op_done(s, &s->send);
+    close = s->close_wanted && !s->send_failed;
+    s->close_wanted = false;
+    if (!close) { /* Else it is pending still, for the end of sending. */
+        pthread_cond_signal(&s->can_send);
+        op_done(s, &s->send);
+    }
     pthread_mutex_unlock(&s->lock);
     if (sent != NULL) {
         grpc_byte_buffer_destroy(sent);
+    }
+    if (close) {
+        start_close(s);
     }
 }
 
@@ -250,6 +272,81 @@ int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
         grpc_byte_buffer_destroy(message);
     }
     return rv;
+}
+
+int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out)
+{
+    grpc_byte_buffer *message;
+    grpc_op op;
+    int rv;
+
+    assert(s->magic == RPC_STREAM_MAGIC);
+    if (out->head_len > RPC_MESSAGE_MAX ||
+        out->body_len > RPC_MESSAGE_MAX - out->head_len) {
+        rpc_out_release(out);
+        return HEDGE_ETOOBIG;
+    }
+    message = rpc_buffer_from_out(out);
+    if (message == NULL) {
+        return HEDGE_ENOMEM;
+    }
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_SEND_MESSAGE;
+    op.data.send_message.send_message = message;
+    pthread_mutex_lock(&s->lock);
+    rv = s->send_closed    ? HEDGE_ECLOSED
+         : s->send.pending ? HEDGE_EAGAIN
+         : s->send_failed  ? send_error(s)
+                           : 0;
+    if (rv == 0) {
+        rv = send_start(s, &op, message);
+        message = NULL;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (message != NULL) {
+        grpc_byte_buffer_destroy(message);
+    }
+    return rv;
+}
+
+bool rpc_stream_can_post(struct rpc_stream *s)
+{
+    bool can;
+
+    pthread_mutex_lock(&s->lock);
+    can = !s->send.pending;
+    pthread_mutex_unlock(&s->lock);
+    return can;
+}
+
+int rpc_stream_post_close(struct rpc_stream *s)
+{
+    bool now = false;
+
+    assert(s->magic == RPC_STREAM_MAGIC && !s->is_server);
+    pthread_mutex_lock(&s->lock);
+    if (!s->send_closed) {
+        s->send_closed = true;
+        now = !s->send.pending && !s->send_failed;
+        s->close_wanted = s->send.pending;
+        s->send.pending = s->send.pending || now;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (now) {
+        start_close(s);
+    }
+    return 0;
+}
+
+void rpc_stream_notify(struct rpc_stream *s, rpc_notify_fn fn, void *arg)
+{
+    pthread_mutex_lock(&s->lock);
+    s->notify = fn;
+    s->notify_arg = arg;
+    if (fn != NULL) {
+        fn(arg);
+    }
+    pthread_mutex_unlock(&s->lock);
 }
 
 int rpc_stream_close_send(struct rpc_stream *s)

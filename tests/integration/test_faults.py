@@ -325,6 +325,7 @@ class Owners(FaultTest):
         self.assertGreater(self.block_bytes(node), 2 * MIB)
         self.assertEqual(node.terminate(), 0)
         self.assertLess(self.block_bytes(node), MIB)
+        self.assertEqual(os.listdir(os.path.join(node.folder, "catalog")), [])
 
     @staticmethod
     def block_bytes(node):

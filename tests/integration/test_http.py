@@ -239,6 +239,26 @@ class Stores(HttpTest):
             self.first)["hedge_writers"] == 0)
 
 
+class Messages(HttpTest):
+
+    def test_send(self):
+        leader = self.shared.leader().id.encode()
+        for node in self.nodes:
+            for message in (b"hello", b"", b"\0\xff\n", random_bytes(MIB)):
+                self.assertEqual(request(node, "/send", message),
+                                 (200, leader + b": " + message))
+            self.assertEqual(request(node, "/send", b"x", method="GET"),
+                             (200, leader + b": x"))
+
+    def test_broadcast(self):
+        ids = sorted(n.id for n in self.nodes)
+        for node in self.nodes:
+            status, body = request(node, "/broadcast", b"a\nb\r\n\tc")
+            self.assertEqual(status, 200, body)
+            self.assertEqual(sorted(body.decode().splitlines()), [
+                f"{i}\t{i}: a\\nb\\r\\n\tc" for i in ids])
+
+
 class Manners(HttpTest):
 
     def test_unknown(self):
@@ -307,13 +327,12 @@ class Crowd(DaemonTest):
         for c in slow:
             c.sendall(b"GET /livez HT")
 
-        def answered():
+        def evicted():
             try:
-                return request(node, "/livez")[0] == 200
+                return metrics(node)["hedge_http_evicted_total"] >= 1
             except OSError:
                 return False  # Not yet: they are given a moment.
-        wait_until("somebody to make way", answered)
-        self.assertGreaterEqual(metrics(node)["hedge_http_evicted_total"], 1)
+        wait_until("somebody to make way", evicted)
         for c in slow:
             c.close()
 
@@ -354,6 +373,17 @@ class Crowd(DaemonTest):
         self.assertIn(b"[-]group failed: ", body)
         self.assertIn(b"readyz check failed", body)
         self.assertEqual(request(stranger, "/readyz?exclude=group")[0], 200)
+
+    def test_messages_that_fail(self):
+        node = self.node(http=True, leader_handler="false",
+                         broadcast_handler="sh -c 'echo sorry >&2; exit 4'")
+        status, body = request(node, "/send", b"x")
+        self.assertEqual(status, 502, body)
+        self.assertEqual(body.count(b"\n"), 1, body)
+        status, body = request(node, "/broadcast", b"x")
+        self.assertEqual(status, 200, body)
+        self.assertTrue(body.startswith(node.id.encode() + b"\t"), body)
+        self.assertEqual(body.count(b"\n"), 1, body)
 
     def refused(self, text, **options):
         node = self.node(start=False, **options)

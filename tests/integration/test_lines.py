@@ -6,7 +6,8 @@ import struct
 import threading
 import time
 
-from hedge_harness import (MIB, DaemonTest, SharedTest, main, random_bytes)
+from hedge_harness import (MIB, DaemonTest, SharedTest, main, random_bytes,
+                           wait_until)
 
 LINES_MAX = 128  # Connections at a time.
 
@@ -166,13 +167,58 @@ class Cluster(LinesTest):
                     pass
 
 
+class Messages(LinesTest):
+
+    def test_send(self):
+        for message in (b"hello", b"", b"\0\xff\n", random_bytes(100_000)):
+            reply = ask(self.leader, "SND " + b64(message))
+            self.assertTrue(reply.startswith("ACK "), reply[:200])
+            self.assertEqual(unb64(reply[4:]),
+                             self.leader.id.encode() + b": " + message)
+
+    def test_not_the_leader(self):
+        reply = ask(self.other, "SND " + b64("hello"))
+        self.assertFalse(reply.startswith("ACK"), reply)
+        self.assertIn(b"leader", unb64(reply))
+
+    def test_broadcast(self):
+        for node in self.nodes:
+            reply = ask(node, "ALL " + b64("hello"))
+            self.assertEqual(unb64(reply[4:]), f"{node.id}: hello".encode())
+
+    def test_large(self):
+        message = random_bytes(20 * MIB)
+        with Lines(self.leader, timeout=60) as c:
+            c.send("ALL " + b64(message) + "\n")
+            reply = c.receive()
+            self.assertEqual(unb64(reply[4:]),
+                             self.leader.id.encode() + b": " + message)
+            self.assertEqual(c.ask("LDR"), "ACK")
+
+    def test_order(self):
+        with Lines(self.leader) as c:
+            c.send("".join(f"SND {b64(str(i))}\nLDR\n" for i in range(200)))
+            for i in range(200):
+                self.assertEqual(unb64(c.receive()[4:]),
+                                 f"{self.leader.id}: {i}".encode())
+                self.assertEqual(c.receive(), "ACK")
+
+    def test_ending_to_send_is_not_leaving(self):
+        with Lines(self.leader) as c:
+            c.send(f"SND {b64('x')}\n")
+            c.socket.shutdown(socket.SHUT_WR)
+            self.assertEqual(unb64(c.receive()[4:]),
+                             f"{self.leader.id}: x".encode())
+            self.assertIsNone(c.receive())
+
+
 class Crowd(DaemonTest):
 
     def test_slow_clients_hold_up_nobody(self):
         node = self.node()
         slow = [Lines(node) for _ in range(20)]
         for i, c in enumerate(slow):
-            c.send("MEM QUFB" if i % 2 else "LD")
+            c.send("SND QUFB" if i % 2 else "LD")
         # One that asks for much and takes nothing.
         deaf = Lines(node)
         threading.Thread(target=self.flood, args=(deaf,), daemon=True).start()
@@ -222,6 +268,35 @@ class Crowd(DaemonTest):
         for c in [*idle, begun]:
             self.assertIsNone(c.receive())
             c.close()
+
+    def test_memory(self):
+        node = self.node(message_limit="64M")
+        message = b64(random_bytes(15 * MIB))
+        errors, done = [], []
+
+        def client():
+            with Lines(node, timeout=100) as c:
+                for _ in range(2):
+                    c.send("ALL " + message + "\n")
+                    reply = c.receive()
+                    if reply is None:
+                        errors.append("hung up on")
+                        return
+                    if reply.startswith("ACK "):
+                        done.append(len(reply))
+                    elif b"message" not in unb64(reply):
+                        errors.append(unb64(reply))
+        threads = [threading.Thread(target=client) for _ in range(8)]
+        for t in threads:
+            t.start()
+        peak = 0
+        while any(t.is_alive() for t in threads):
+            peak = max(peak, node.resident())
+            time.sleep(0.02)
+        self.assertEqual(errors, [])
+        self.assertGreater(len(done), 0)
+        # --mem-limit + 64 MiB, and the messages beside them.
+        self.assertLess(peak, (64 + 64 + 64) * MIB)
 
     def test_off(self):
         node = self.node(line_protocol="off")

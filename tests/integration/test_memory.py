@@ -93,7 +93,9 @@ class Promise(MemoryTest):
                                        else ())) for i in range(4)]
             for result in self.end_all(jobs):
                 self.assert_done(result)
+            # With memory full there are blocks for few of them at a time.
             readers = [(hedgectl_start("sos", "read", f"w{i % 4}",
+                                       "--timeout", "90s",
                                        node=self.nodes[i // 4]), None)
                        for i in range(8)]
             for result in self.end_all(readers):
