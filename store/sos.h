@@ -34,6 +34,8 @@ struct sos_options {
     uint64_t lend_mem, lend_disk; /* What other nodes may use. */
     uint64_t lend_lease_ms; /* As sos_lend_renew()'s, before the first of them;
                              * 0: 20 s. */
+    uint64_t drain_ms; /* How long a full store waits for readers that discard,
+                        * after each block; 0: 10 s. */
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
@@ -132,9 +134,9 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
                   struct hedge_error *e);
 /* Wait until every block is stored where it stays. HEDGE_EFULL when one was
  * refused, or has fewer copies than wanted: not when the last ones fitted
- * nowhere but where they were, and nothing came after them. `claimed` is what the other
- * end counted (NULL: not told); a difference is HEDGE_ECORRUPT and aborts.
- * Frees the sink in any case. `out` is the writer's part. */
+ * nowhere but where they were, and nothing came after them. `claimed` is what
+ * the other end counted (NULL: not told); a difference is HEDGE_ECORRUPT and
+ * aborts. Frees the sink in any case. `out` is the writer's part. */
 int sos_sink_close(struct sink *sink, const struct manifest *claimed,
                    struct manifest *out, struct hedge_error *e);
 /* The same; *out is the writer's part: its manifest, and where its blocks have

@@ -31,8 +31,9 @@ struct uses {
 
 /* Readers that discard make room. While they are at work a block without a
  * place waits for that: it is no reason to call the cluster full. */
-#define DRAIN_PATIENCE_MS 10000 /* A reader works at its block for so long. */
-#define DRAIN_LAST_MS 3000      /* Until peers' figures show what has gone. */
+#define DRAIN_MS 10000 /* A reader works at its block for so long. */
+/* After the last of them: until peers' figures show what has gone. */
+#define DRAIN_LAST(ms) ((ms)*3 / 10)
 
 struct drain {
     atomic_uint readers;
@@ -64,8 +65,8 @@ struct sos_store {
     struct writer_state *states; /* By writer. */
     uint32_t states_cap;
     struct manifest closed;
-    struct list sinks;      /* Open ones. */
-    uint64_t n_blocks;      /* Numbered, with their data. */
+    struct list sinks; /* Open ones. */
+    uint64_t n_blocks; /* Numbered, with their data. */
     uint64_t n_discarded, discarded_bytes;
     uint64_t mem_used, disk_used; /* On this node, padded. */
     unsigned inflight;            /* Passages. */
@@ -108,6 +109,7 @@ struct sos {
     atomic_uint n_burying;
 
     struct drain drain; /* Of all stores. */
+    uint64_t drain_ms;
     atomic_bool hurry;
 
     struct passages *passages; /* passage.c */
