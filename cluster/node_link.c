@@ -213,7 +213,9 @@ static int receive_report(struct session *s, struct parts *parts,
 
         rv = rpc_stream_recv(s->stream, RPC_NO_TIMEOUT, &msg, e);
         if (rv != 0) {
-            return rv;
+            return rv != HEDGE_EEND || parts->n == 0
+                       ? rv
+                       : error_set(e, HEDGE_EPROTO, "half a report");
         }
         m = pb_from_msg(&hedge__v1__join_report__descriptor, &msg, e);
         if (m == NULL) {

@@ -363,11 +363,11 @@ static bool submit_disk(struct passage *p)
     return false;
 }
 
-static bool drains(struct drain *d)
+static bool drains(const struct sos *s, struct drain *d)
 {
     uint64_t last = atomic_load(&d->last_ms);
     uint64_t patience =
-        atomic_load(&d->readers) > 0 ? DRAIN_PATIENCE_MS : DRAIN_LAST_MS;
+        atomic_load(&d->readers) > 0 ? s->drain_ms : DRAIN_LAST(s->drain_ms);
 
     return last != 0 && clock_mono_ms() - last < patience;
 }
@@ -381,7 +381,8 @@ static bool is_drained_for(struct passage *p)
     struct catalog_entry e;
 
     return !atomic_load(&p->store->sos->hurry) &&
-           drains(own ? &p->store->drain : &p->store->sos->drain) &&
+           drains(p->store->sos,
+                  own ? &p->store->drain : &p->store->sos->drain) &&
            catalog_get(p->store->sos->catalog, &p->id, &e) == 0;
 }
 

@@ -530,6 +530,7 @@ int sos_new(const struct sos_options *o, struct sos **out,
     s->block_size = o->block_size;
     s->on_expired = o->on_expired;
     s->on_expired_ctx = o->on_expired_ctx;
+    s->drain_ms = o->drain_ms != 0 ? o->drain_ms : DRAIN_MS;
     s->lend_mem = o->lend_mem;
     s->lend_disk = o->lend_disk;
     s->lend_lease_ms = o->lend_lease_ms;

@@ -34,6 +34,8 @@ struct sos_options {
     uint64_t lend_mem, lend_disk; /* What other nodes may use. */
     uint64_t lend_lease_ms; /* As sos_lend_renew()'s, before the first of them;
                              * 0: 20 s. */
+    uint64_t drain_ms; /* How long a full store waits for readers that discard,
+                        * after each block; 0: 10 s. */
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;

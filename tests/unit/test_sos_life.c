@@ -159,13 +159,13 @@ static void what_is_not_discarded_is_full(void **state)
     (void)state;
     alarm(60);
     limited.mem_limit = BOX_BLOCK;
-    box_open(&b, &(struct box_options){0});
+    box_open(&b, &(struct box_options){.drain_ms = 5000});
     read = box_store(&b, "read", NULL);
     r = box_reader(read, &discard);
     s = box_store(&b, "limited", &limited);
     start = clock_mono_ms();
     assert_int_equal(box_write(s, &small, 10000).closed, HEDGE_EFULL);
-    assert_true(clock_mono_ms() - start < 2000);
+    assert_true(clock_mono_ms() - start < 3000);
     sos_remove(s);
     sos_store_unref(s);
     box_reader_free(r);
