@@ -231,7 +231,7 @@ static int put_send(struct lane *l, struct op *op, bool first)
     op->sends_out++;
     pthread_mutex_unlock(&op->tier->lock);
     /* A peer that does not read is noticed by lane_check(). */
-    return rpc_stream_send(l->stream, &out, RPC_NO_TIMEOUT);
+    return rpc_stream_post(l->stream, &out, RPC_NO_TIMEOUT);
 }
 
 /* --- answers -------------------------------------------------------------- */

@@ -272,7 +272,7 @@ static void send_block(struct remote_sink *s, struct buffer *b)
     }
     out.head_len = wire_body_tag(out.body_len, tag);
     s->credits--;
-    rv = rpc_stream_send(s->stream, &out, STALL_MS);
+    rv = rpc_stream_post(s->stream, &out, STALL_MS);
     if (rv != 0) {
         rv = why_broken(s, rv, &e);
         (void)sink_fail(s, rv, &e);
@@ -621,7 +621,7 @@ static int grant(struct remote_source *s)
     int rv;
 
     m.credits = s->owed;
-    rv = pb_send(s->stream, &m.base, STALL_MS);
+    rv = pb_post(s->stream, &m.base, STALL_MS);
     s->owed = 0;
     return rv;
 }
