@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define SECTOR 512
+#define FAILED ((ssize_t)(-1)) /* As the C library says it. */
 
 struct write {
     uint64_t at;
@@ -143,7 +144,7 @@ static ssize_t write_at(int fd, const void *data, size_t len, off_t at)
     how = fault();
     if (how == 1) {
         pthread_mutex_unlock(&lock);
-        return -1;
+        return FAILED;
     }
     n = syscall(SYS_pwrite64, fd, data, how == 2 ? len / 2 : len, at);
     if (n > 0) {
@@ -209,7 +210,7 @@ OURS int fdatasync(int fd)
     if (on_sync != NULL) {
         on_sync(on_sync_ctx);
     }
-    return how == 1 ? -1 : 0;
+    return how == 1 ? (int)FAILED : 0;
 }
 
 /* --- the cut ----------------------------------------------------------------
