@@ -92,7 +92,8 @@ def stubs():
              "--python_out", out, "--grpc_python_out", out,
              "--plugin=protoc-gen-grpc_python="
              + (shutil.which("grpc_python_plugin") or "grpc_python_plugin"),
-             "hedge.proto"], check=True, timeout=60)
+             *sorted(n for n in os.listdir(os.path.join(ROOT, "proto"))
+                     if n.endswith(".proto"))], check=True, timeout=60)
         sys.path.insert(0, out)
         _stubs = (importlib.import_module("hedge_pb2"),
                   importlib.import_module("hedge_pb2_grpc"))
