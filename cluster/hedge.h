@@ -82,6 +82,19 @@ struct hedge_stream;
 typedef int (*hedge_stream_fn)(void *data, struct hedge_stream *s,
                                struct hedge_error *e);
 
+enum hedge_log_level {
+    HEDGE_LOG_AS_IS, /* As another node of the process has set it: info. */
+    HEDGE_LOG_DEBUG,
+    HEDGE_LOG_INFO,
+    HEDGE_LOG_WARN,
+    HEDGE_LOG_ERROR,
+    HEDGE_LOG_OFF
+};
+/* One line, without its end; from any thread. `area` is the part that speaks.
+ */
+typedef void (*hedge_log_fn)(void *data, enum hedge_log_level level,
+                             const char *area, const char *text);
+
 /* hedge_options_init() fills in the defaults. */
 struct hedge_options {
     const char *listen;       /* "host:port", the node's id. */
@@ -99,6 +112,11 @@ struct hedge_options {
     uint64_t sync_interval_ms;    /* 2,000; at least 100. */
     uint64_t block_lease_ms;      /* 0: two leases. */
     enum hedge_io io;
+    /* The log is one for the process, on stderr unless there is `log`, which
+     * must stay callable when the node has ended. */
+    enum hedge_log_level log_level;
+    hedge_log_fn log;
+    void *log_data;
 
     /* Called when this node starts or stops to lead. */
     void (*on_leader)(void *data, bool is_leader, uint64_t token);
@@ -140,6 +158,10 @@ HEDGE_API bool hedge_node_is_running(const struct hedge_node *node);
 /* "node ID of group G, leader, ..." for people; returns what snprintf does. */
 HEDGE_API int hedge_node_describe(struct hedge_node *node, char *out,
                                   size_t size);
+/* Is the node in its group? HEDGE_EAGAIN: it has not met it yet. Otherwise the
+ * leader has refused it for what it is, such as a block size or a version that
+ * differ: it stays outside. */
+HEDGE_API int hedge_node_joined(struct hedge_node *node, struct hedge_error *e);
 
 /* Live as long as the node. */
 HEDGE_API const char *hedge_node_name(const struct hedge_node *node);

@@ -48,6 +48,7 @@ struct membership {
     bool settled;
     /* Member. */
     bool linked;
+    bool heard; /* A list from the leader, since the link was made. */
     uint64_t connect_at_ms, report_at_ms;
     uint64_t retry_ms;
 };
@@ -614,8 +615,9 @@ static void take_follow(struct membership *m, const struct membership_event *ev,
     m->settled = false;
     m->dirty = false;
     set_leader(m, ev->id, ev->address, ev->incarnation, ev->token, out);
+    m->heard = m->heard && same;
     if (ev->id[0] == '\0') {
-        m->linked = false;
+        m->linked = m->heard = false;
         m->connect_at_ms = MEMBERSHIP_NEVER;
     } else if (!same || !m->linked) {
         m->linked = false;
@@ -632,7 +634,7 @@ static void take_link_down(struct membership *m,
     if (m->leading || ev->token != m->leader.token || m->leader.id[0] == '\0') {
         return; /* The link to an earlier leader. */
     }
-    m->linked = false;
+    m->linked = m->heard = false;
     m->connect_at_ms =
         m->now_ms +
         (refused ? REFUSED_INTERVALS * m->o.interval_ms : m->retry_ms);
@@ -749,6 +751,8 @@ static int take_list(struct membership *m, const struct membership_list *list,
         list->token > m->list_token ||
         (list->token == m->list_token && list->version > m->list_version);
 
+    m->heard = m->heard || (!m->leading && m->leader.id[0] != '\0' &&
+                            list->token == m->leader.token);
     if (m->leading || !newer || list->token < m->leader.token) {
         return 0;
     }
@@ -901,6 +905,11 @@ uint64_t membership_version(const struct membership *m, uint64_t *token)
 const struct membership_leader *membership_leader(const struct membership *m)
 {
     return &m->leader;
+}
+
+bool membership_is_in_group(const struct membership *m)
+{
+    return m->leading || m->heard;
 }
 
 bool membership_is_settled(const struct membership *m)

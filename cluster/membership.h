@@ -190,6 +190,10 @@ struct membership_leader {
 };
 const struct membership_leader *membership_leader(const struct membership *m);
 
+/* In touch with a leader: it leads, or has the leader's list, and the link to
+ * the leader has not broken since. */
+bool membership_is_in_group(const struct membership *m);
+
 /* On the leader: everybody the previous leader may have known has reported or
  * is gone. Always false on a member. */
 bool membership_is_settled(const struct membership *m);

@@ -9,10 +9,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define NS_PER_MS 1000000u
 #define NS_PER_S 1000000000u
+#define MAP_MIN ((size_t)4 << 20)
+#define MAP_STEP ((size_t)1 << 20)
 #define WAIT_MAX_MS ((uint64_t)3600 * 1000)
 
 /* --- the budget -------------------------------------------------------------
@@ -153,12 +156,24 @@ void msg_buf_init(struct msg_buf *b, struct msg_budget *budget)
     }
 }
 
+/* Large buffers are mappings: freed, they are gone at once, where the heap
+ * would keep them, and the holes that growing leaves, in the arena of whichever
+ * thread it was. */
+static bool is_mapped(const struct msg_buf *b)
+{
+    return b->cap >= MAP_MIN;
+}
+
 void msg_buf_clear(struct msg_buf *b)
 {
     if (b->charged > 0) {
         msg_budget_give(b->budget, b->charged);
     }
-    mem_free(b->data);
+    if (is_mapped(b)) {
+        (void)munmap(b->data, b->cap);
+    } else {
+        mem_free(b->data);
+    }
     b->data = NULL;
     b->len = b->cap = b->charged = 0;
 }
@@ -200,6 +215,33 @@ static int charge(struct msg_buf *b, size_t len, uint64_t timeout_ms, bool wait,
     return 0;
 }
 
+/* Bytes of a mapping: what a buffer of `cap` bytes is rounded up to. */
+static size_t map_size(size_t cap)
+{
+    return (cap + MAP_STEP - 1) / MAP_STEP * MAP_STEP;
+}
+
+/* A large buffer: grown in place or by moving pages, from a heap buffer too. */
+static unsigned char *map_data(struct msg_buf *b, size_t cap)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *p;
+
+    if (is_mapped(b)) {
+        p = mremap(b->data, b->cap, cap, MREMAP_MAYMOVE);
+        return p != MAP_FAILED ? p : NULL;
+    }
+    p = mmap(NULL, cap, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (p == MAP_FAILED) {
+        return NULL;
+    }
+    if (b->len > 0) {
+        memcpy(p, b->data, b->len);
+    }
+    mem_free(b->data);
+    return p;
+}
+
 static int grow(struct msg_buf *b, size_t cap)
 {
     unsigned char *data;
@@ -207,7 +249,12 @@ static int grow(struct msg_buf *b, size_t cap)
     if (cap <= b->cap) {
         return 0;
     }
-    data = mem_realloc(b->data, cap);
+    if (cap >= MAP_MIN) {
+        cap = map_size(cap);
+        data = map_data(b, cap);
+    } else {
+        data = mem_realloc(b->data, cap);
+    }
     if (data == NULL) {
         return HEDGE_ENOMEM;
     }

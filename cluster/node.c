@@ -1,6 +1,11 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
+#include "cluster/kv.h"
+#include "cluster/locks_internal.h"
 #include "cluster/node_internal.h"
+#include "cluster/sem_session.h"
+#include "cluster/serve_lines.h"
+#include "cluster/stats.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"
@@ -8,6 +13,7 @@
 #include "store/base/units.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
@@ -52,6 +58,7 @@ HEDGE_API void hedge_options_init(struct hedge_options *o)
     o->lease_ms = 10000;
     o->sync_interval_ms = 2000;
     o->handlers_max = HANDLERS_MAX_DEFAULT;
+    o->line_protocol = true;
 }
 
 /* --- the machine --- */
@@ -509,6 +516,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Cluster/WatchMembers", NULL, serve_watch_members, 0},
     {"/hedge.v1.Cluster/Leader", serve_leader, NULL, RPC_INLINE},
     {"/hedge.v1.Cluster/Status", serve_status, NULL, 0},
+    {"/hedge.v1.Log/Put", serve_log_put, NULL, RPC_INLINE},
+    {"/hedge.v1.Log/PutLarge", NULL, serve_log_put_large, 0},
+    {"/hedge.v1.Log/Get", serve_log_get, NULL, RPC_INLINE},
+    {"/hedge.v1.Log/Query", NULL, serve_log_query, 0},
+    {"/hedge.v1.Log/Follow", NULL, serve_log_follow, 0},
+    {"/hedge.v1.Log/Compact", serve_log_compact, NULL, 0},
     {"/hedge.v1.Peer/Join", NULL, serve_join, 0},
     {"/hedge.v1.Peer/Announce", serve_announce, NULL, RPC_INLINE},
     {"/hedge.v1.Peer/RegisterStore", serve_register, NULL, 0},
@@ -527,6 +540,22 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
+    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
+    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/hedge.v1.Locks/OpenSession", serve_lock_open, NULL, 0},
+    {"/hedge.v1.Locks/Renew", serve_lock_renew, NULL, 0},
+    {"/hedge.v1.Locks/CloseSession", serve_lock_close, NULL, 0},
+    {"/hedge.v1.Locks/Watch", serve_lock_watch, NULL, 0},
+    {"/hedge.v1.Locks/Acquire", serve_lock_acquire, NULL, 0},
+    {"/hedge.v1.Locks/TryAcquire", serve_lock_try, NULL, 0},
+    {"/hedge.v1.Locks/Release", serve_lock_release, NULL, 0},
+    {"/hedge.v1.Locks/Revoke", serve_lock_revoke, NULL, 0},
+    {"/hedge.v1.Locks/List", serve_lock_list, NULL, 0},
+    {"/hedge.v1.LocksRelay/Relay", NULL, serve_relay, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -616,6 +645,15 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                   n->id, n->grpc_address);
 }
 
+static int start_lines(struct hedge_node *n, struct hedge_error *e)
+{
+    int rv = lines_server_new(n, n->listen_fd, n->o.line_protocol, &n->lines);
+
+    return rv == 0
+               ? 0
+               : error_set(e, rv, "cannot start the line protocol's thread");
+}
+
 static int start_parts(struct hedge_node *n, struct hedge_error *e)
 {
     int rv = bind_listen(n, e);
@@ -633,12 +671,18 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     if (rv == 0 && pool_new(CALL_THREADS, "hedge-calls", &n->call_pool) != 0) {
         rv = error_set(e, HEDGE_ENOMEM, "cannot start threads");
     }
+    rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
     rv = rv != 0 ? rv : start_messages(n, e);
+    rv = rv != 0 ? rv : locks_new(n, e);
+    if (rv == 0 && sem_session_new(n, &n->session) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start a session");
+    }
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
+    rv = rv != 0 ? rv : start_lines(n, e);
     rv = rv != 0 ? rv : node_link_start(n, e);
     return rv != 0 ? rv : node_loop_run(n, e);
 }
@@ -679,6 +723,30 @@ HEDGE_API int hedge_options_check(const struct hedge_options *o,
     return rv;
 }
 
+static_assert((int)HEDGE_LOG_DEBUG == (int)LOG_DEBUG + 1 &&
+                  (int)HEDGE_LOG_OFF == (int)LOG_OFF + 1,
+              "levels follow each other as in store/base/log.h");
+
+static _Atomic(hedge_log_fn) log_out;
+
+static void log_to_program(void *data, enum log_level level, const char *area,
+                           const char *text)
+{
+    atomic_load (&log_out)(data, (enum hedge_log_level)((int)level + 1), area,
+                           text);
+}
+
+static void set_log(const struct hedge_options *o)
+{
+    if (o->log_level != HEDGE_LOG_AS_IS) {
+        log_set_level((enum log_level)((int)o->log_level - 1));
+    }
+    if (o->log != NULL) {
+        atomic_store(&log_out, o->log);
+        log_set_fn(log_to_program, o->log_data);
+    }
+}
+
 HEDGE_API int hedge_node_start(const struct hedge_options *o,
                                struct hedge_node **out, struct hedge_error *e)
 {
@@ -690,6 +758,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
         return error_set(e, HEDGE_ENOMEM, "no memory for a node");
     }
     init_locks(n);
+    set_log(o);
     rv = rpc_init();
     if (rv != 0) {
         mem_free(n);
@@ -713,11 +782,13 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
 
 static void free_all(struct hedge_node *n)
 {
+    locks_free(n);
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
     pool_free(n->call_pool);
     node_channel_put(n, NULL);
     directory_free(n->directory);
+    kv_free(n->kv);
     engine_close(&n->engine);
     view_unref(n->view);
     msg_parts_free(n->parts);
@@ -745,13 +816,18 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     if (n == NULL) {
         return;
     }
-    atomic_store(&n->closing, true);
-    pthread_mutex_lock(&n->pub_lock);
-    pthread_cond_broadcast(&n->pub_changed);
-    pthread_mutex_unlock(&n->pub_lock);
+    node_begin_stop(n);
+    sem_session_stop(n->session);
+    locks_stop(n);
+    sem_session_free(n->session);
+    if (n->kv != NULL) {
+        kv_stop(n->kv);
+    }
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);
+    lines_server_free(n->lines, GRACE_MS);
+    n->lines = NULL;
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;

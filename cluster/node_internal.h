@@ -57,7 +57,6 @@ struct uplink {
     char target[TARGET_SIZE];
     uint64_t token;
     struct member self;
-    struct rpc_stream *stream; /* To be cancelled from outside. */
 };
 
 struct hedge_node {
@@ -74,6 +73,7 @@ struct hedge_node {
     struct sos *sos;
     struct tier *peers; /* Owned by the sos. */
     struct engine engine;
+    struct kv *kv;
     struct directory *directory;
     struct peer_service *peer_service;
     struct msg_budget *messages; /* What --message-limit bounds. */
@@ -82,6 +82,8 @@ struct hedge_node {
     /* Clients' messages and streams that are served. */
     atomic_uint sending, relaying;
     struct rpc_server *server;
+    struct locks *locks;         /* locks.h */
+    struct sem_session *session; /* Of its own semaphores. */
 
     /* The loop. */
     uv_loop_t loop;
@@ -89,7 +91,6 @@ struct hedge_node {
     uv_async_t mailbox;
     uv_timer_t timer;
     uv_timer_t figures;
-    uv_poll_t listener;
     pthread_t loop_thread;
     bool loop_runs;
     pthread_mutex_t mailbox_lock;
@@ -101,6 +102,7 @@ struct hedge_node {
     uint64_t leader_token; /* Told to the membership. */
     uint64_t election_wake_ms, membership_wake_ms;
     bool stopping, election_stopped;
+    bool superseded; /* Another node lives under this id. */
 
     struct pool *lease_pool; /* One thread: engine calls of the election. */
     struct pool *dial_pool;
@@ -114,7 +116,7 @@ struct hedge_node {
     pthread_mutex_t sessions_lock; /* sessions, publisher */
     pthread_cond_t sessions_changed;
     struct list sessions;
-    bool publish, publisher_closing, publisher_runs;
+    bool publisher_closing, publisher_runs;
     pthread_t publisher;
 
     pthread_mutex_t pub_lock; /* What other threads may look at. */
@@ -123,12 +125,18 @@ struct hedge_node {
     struct election_hold hold;
     struct election_leader leader;
     uint64_t rounds;
-    uint64_t leader_since; /* Grows with each change. */
+    uint64_t leader_since;      /* Grows with each change. */
+    bool joined;                /* It has led, or had a list from who leads. */
+    struct hedge_error refused; /* By the leader, for what this node is. */
     atomic_bool closing;
 
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
+    struct lines_server *lines;        /* On listen_fd. */
+    atomic_uint_fast64_t loop_beat_ms; /* When the loop last went round. */
+    atomic_uint looking;               /* Streams of health and reflection. */
+    atomic_bool in_group;              /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;
@@ -212,6 +220,24 @@ void node_target(const struct hedge_node *n, const struct member *m,
 void node_target_of(struct hedge_node *n, const char *id,
                     const char *grpc_address, char out[TARGET_SIZE]);
 
+/* --- node_log.c --- */
+int node_log_start(struct hedge_node *n, struct hedge_error *e);
+/* As hedge_log_compact(); `leader_only`: HEDGE_ENOTLEADER rather than ask the
+ * leader. *removed counts also what was done before an error. */
+int node_log_compact(struct hedge_node *n, uint64_t before_revision,
+                     uint64_t before_ms, uint64_t keep, bool leader_only,
+                     uint64_t timeout_ms, uint64_t *removed,
+                     struct hedge_error *e);
+
+/* --- serve_log.c --- */
+void serve_log_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
+int serve_log_put_large(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_log_get(struct rpc_call *c, void *ctx, const void *req, size_t len);
+int serve_log_query(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_log_follow(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_log_compact(struct rpc_call *c, void *ctx, const void *req,
+                       size_t len);
+
 /* --- serve_write.c, serve_read.c, serve_store.c, serve_cluster.c --- */
 #define SERVE_BUSY_MS 5000 /* How long an open waits for blocks. */
 #define SERVE_RETRY_MS 50
@@ -219,6 +245,7 @@ void node_target_of(struct hedge_node *n, const char *id,
  * of a kind as fit into a part of the message limit with `blocks` each. */
 unsigned serve_streams_max(const struct hedge_node *n, unsigned part,
                            unsigned blocks);
+unsigned serve_passing_max(const struct hedge_node *n);
 /* Wait a while to be one of `max`; HEDGE_EBUSY. Ends with `*count -= 1`. */
 int serve_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
                 const char *what, struct hedge_error *e);
@@ -258,6 +285,14 @@ int serve_stream_broadcast(struct rpc_stream *s, void *ctx,
                            struct hedge_error *e);
 int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+/* --- serve_health.c, serve_reflection.c: the standard services of gRPC --- */
+#define SERVE_LOOKING_MAX 32
+/* In its group, and not stopping. */
+bool node_is_serving(struct hedge_node *n);
+void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
+                        size_t len);
+int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 
 /* The list as a message; pb_free()-less: members_release(). */
 int members_message(struct hedge_node *n, struct view *v,

@@ -301,6 +301,11 @@ static int open_local(struct reading *r, const struct sos_read_options *o,
  * under way to here, the block at hand, and two that go on. (Were it to hold
  * blocks of the arena while it waits for those of the other node, two nodes
  * could wait for each other.) */
+unsigned serve_passing_max(const struct hedge_node *n)
+{
+    return serve_streams_max(n, 3, PASSING_WINDOW + 3);
+}
+
 static int open_passing(struct reading *r, const Hedge__V1__ReadOpen *open,
                         struct hedge_error *e)
 {
@@ -308,9 +313,9 @@ static int open_passing(struct reading *r, const Hedge__V1__ReadOpen *open,
                             .follow = open->follow,
                             .discard = open->discard,
                             .window = PASSING_WINDOW};
-    int rv = serve_enter(r->stream, &r->node->passing,
-                         serve_streams_max(r->node, 3, PASSING_WINDOW + 3),
-                         "readers of what is on other nodes", e);
+    int rv =
+        serve_enter(r->stream, &r->node->passing, serve_passing_max(r->node),
+                    "readers of what is on other nodes", e);
 
     if (rv != 0) {
         return rv;
@@ -391,6 +396,7 @@ static int receive_read_open(struct reading *r, struct hedge_error *e)
     if (rv == 0) {
         opened.opened = true;
         opened.block_size = (uint32_t)sos_block_size(r->node->sos);
+        opened.owner = r->place.owner;
         rv = pb_send(r->stream, &opened.base, SEND_MS);
     }
     return rv;

@@ -22,6 +22,7 @@ enum options_action {
 
 struct options {
     struct hedge_options node;
+    const char *http; /* NULL: none. */
     enum log_level log_level;
     bool log_json;
     bool insecure;

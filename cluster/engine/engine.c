@@ -162,6 +162,57 @@ int engine_look(const struct engine *g, struct engine_lease *out,
     return g->ops->look(g->ctx, out, e);
 }
 
+int engine_append(const struct engine *g, uint64_t token, const char *leader,
+                  struct engine_put *puts, size_t n, uint64_t timeout_ms,
+                  struct hedge_error *e)
+{
+    assert(g->ops != NULL && token > 0 && fits(leader));
+    error_clear(e);
+    for (size_t i = 0; i < n; i++) {
+        puts[i].revision = puts[i].timestamp_ms = 0;
+        puts[i].repeated = false;
+    }
+    return g->ops->append(g->ctx, token, leader, puts, n, timeout_ms, e);
+}
+
+int engine_latest(const struct engine *g, const void *key, size_t key_len,
+                  engine_entry_fn fn, void *ctx, struct hedge_error *e)
+{
+    assert(g->ops != NULL);
+    error_clear(e);
+    return g->ops->latest(g->ctx, key, key_len, fn, ctx, e);
+}
+
+int engine_scan(const struct engine *g, struct engine_query *q,
+                engine_entry_fn fn, void *ctx, bool *more,
+                struct hedge_error *e)
+{
+    assert(g->ops != NULL && more != NULL);
+    *more = false;
+    error_clear(e);
+    return g->ops->scan(g->ctx, q, fn, ctx, more, e);
+}
+
+int engine_compact(const struct engine *g, uint64_t token,
+                   struct engine_compaction *c, uint64_t timeout_ms,
+                   struct hedge_error *e)
+{
+    assert(g->ops != NULL && token > 0);
+    c->removed = 0;
+    c->done = false;
+    error_clear(e);
+    return g->ops->compact(g->ctx, token, c, timeout_ms, e);
+}
+
+int engine_log_state(const struct engine *g, struct engine_log_state *out,
+                     struct hedge_error *e)
+{
+    assert(g->ops != NULL && out != NULL);
+    memset(out, 0, sizeof *out);
+    error_clear(e);
+    return g->ops->log_state(g->ctx, out, e);
+}
+
 int engine_maintain(const struct engine *g, struct engine_health *out,
                     struct hedge_error *e)
 {

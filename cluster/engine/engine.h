@@ -63,6 +63,8 @@ struct engine_health {
 /* --- the log --- */
 
 #define ENGINE_REQUEST_SIZE 16
+#define ENGINE_KEY_MAX 500u /* A byte 0x00 counts twice. */
+#define ENGINE_VALUE_MAX ((size_t)16 << 20)
 
 /* Hide the latest version of the key for good. */
 enum { ENGINE_REPLACE = 1, ENGINE_DELETE = 2 };
@@ -90,24 +92,30 @@ struct engine_entry {
     const char *leader;
 };
 
+#define ENGINE_RESUME_MAX 528
+
 struct engine_query {
     const void *key; /* This key, or all that begin with it. */
-    size_t key_len;
+    size_t key_len;  /* 0: all keys. */
     bool prefix;
     bool latest;   /* One version per key, in order of keys. */
-    bool newest;   /* Newest first. */
+    bool newest;   /* Newest first; not with latest. */
     bool reserved; /* Reserved keys too; without it they do not exist. */
     uint64_t from_revision;      /* Inclusive. */
     uint64_t at_revision;        /* Inclusive; 0: now. */
     uint64_t since_ms, until_ms; /* [since, until); 0: none. */
-    uint64_t limit;              /* 0: none. */
-    /* Where the last page ended, as engine_scan() left it; zeros at first. */
-    unsigned char resume[528];
+    uint64_t limit;              /* 0: none; counted down. */
+    uint64_t snapshot; /* Out: the last revision as of the first page. */
+    /* Where the last page ended, as engine_scan() left it; empty at first. It
+     * is checked, and may come from a client. */
+    unsigned char resume[ENGINE_RESUME_MAX];
     size_t resume_len;
 };
 
-/* The entry lives until it returns; other than 0 ends the scan after this
- * entry, in good order. */
+/* What a callback says: go on, end the page with this entry, or end it before
+ * this entry, which comes again. */
+enum { ENGINE_GO_ON = 0, ENGINE_END = 1, ENGINE_REFUSE = -1 };
+/* The entry lives until it returns. */
 typedef int (*engine_entry_fn)(void *ctx, const struct engine_entry *entry);
 
 struct engine_log_state {
@@ -115,6 +123,18 @@ struct engine_log_state {
     uint64_t timestamp_ms;
     uint64_t floor; /* All before it may have been compacted away. */
     uint64_t term;  /* The highest token that has written. */
+};
+
+/* Versions before a revision or a time (the other one 0) go, but for the
+ * newest `keep` of each key and what a reader as of that point can see. */
+struct engine_compaction {
+    uint64_t before_revision, before_ms, keep;
+    uint64_t removed; /* Out: by this step. */
+    bool done;        /* Out: there is no more to do. */
+    /* The engine's: where the next step goes on; zeros at first. */
+    uint64_t point, newer, seen;
+    unsigned char at[ENGINE_RESUME_MAX];
+    size_t at_len;
 };
 
 /* Every operation may block, and may be called from any thread. All but
@@ -131,12 +151,14 @@ struct engine_ops {
     int (*look)(void *ctx, struct engine_lease *out, struct hedge_error *e);
 
     int (*append)(void *ctx, uint64_t token, const char *leader,
-                  struct engine_put *puts, size_t n, struct hedge_error *e);
+                  struct engine_put *puts, size_t n, uint64_t timeout_ms,
+                  struct hedge_error *e);
+    int (*latest)(void *ctx, const void *key, size_t key_len,
+                  engine_entry_fn fn, void *fn_ctx, struct hedge_error *e);
     int (*scan)(void *ctx, struct engine_query *q, engine_entry_fn fn,
                 void *fn_ctx, bool *more, struct hedge_error *e);
-    int (*compact)(void *ctx, uint64_t token, uint64_t before_revision,
-                   uint64_t before_ms, uint64_t keep, uint64_t *removed,
-                   struct hedge_error *e);
+    int (*compact)(void *ctx, uint64_t token, struct engine_compaction *c,
+                   uint64_t timeout_ms, struct hedge_error *e);
     int (*log_state)(void *ctx, struct engine_log_state *out,
                      struct hedge_error *e);
 
@@ -183,23 +205,31 @@ int engine_look(const struct engine *g, struct engine_lease *out,
 /* Append all puts, in order, in one synced transaction, or none. `token` is
  * compared, and raises the term, in that transaction: HEDGE_EFENCED when a
  * higher one has written. n = 0 only raises the term: what a new leader does
- * first, so that nothing of an older one comes after what it reads. */
+ * first, so that nothing of an older one comes after what it reads.
+ * HEDGE_ETIMEDOUT: another process did not let this one write within
+ * timeout_ms; the text has its pid, and nothing was written. */
 int engine_append(const struct engine *g, uint64_t token, const char *leader,
-                  struct engine_put *puts, size_t n, struct hedge_error *e);
+                  struct engine_put *puts, size_t n, uint64_t timeout_ms,
+                  struct hedge_error *e);
 
-/* Call `fn` for each entry, from one snapshot. Takes up to a few thousand
- * entries or some MiB in one read transaction; *more: there is more, call
- * again with the same `q`, whose resume and at_revision have been filled in.
- * The first call of a latest or as-of query fixes the revision. */
+/* Call `fn` with the newest version of a key. HEDGE_ENOTFOUND. Never blocks
+ * but for pages that have to be read from disk. */
+int engine_latest(const struct engine *g, const void *key, size_t key_len,
+                  engine_entry_fn fn, void *ctx, struct hedge_error *e);
+
+/* Call `fn` for each entry of a page, from one snapshot, which it looks at for
+ * a bounded time; *more: there is more, call again with the same `q`, whose
+ * resume (and limit) go on from there. The first page fixes what is seen: later
+ * ones are as of then. HEDGE_EEXPIRED: what is asked for was compacted away.
+ * HEDGE_EINVAL: a revision of the future, a key too long, a bad token. */
 int engine_scan(const struct engine *g, struct engine_query *q,
                 engine_entry_fn fn, void *ctx, bool *more,
                 struct hedge_error *e);
 
-/* One bounded transaction of a compaction: versions before a revision or a
- * time, but for the newest `keep` of each key. *removed 0: done. */
+/* One bounded step of a compaction; call again until it is done. */
 int engine_compact(const struct engine *g, uint64_t token,
-                   uint64_t before_revision, uint64_t before_ms, uint64_t keep,
-                   uint64_t *removed, struct hedge_error *e);
+                   struct engine_compaction *c, uint64_t timeout_ms,
+                   struct hedge_error *e);
 
 /* Cheap: a few of these a millisecond are fine. */
 int engine_log_state(const struct engine *g, struct engine_log_state *out,

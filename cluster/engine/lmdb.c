@@ -1,6 +1,7 @@
 #include "cluster/engine/lmdb.h"
 
 #include "cluster/engine/lmdb_env.h"
+#include "cluster/engine/lmdb_log.h"
 #include "store/base/bytes.h"
 #include "store/base/hash.h"
 #include "store/base/log.h"
@@ -52,6 +53,7 @@ struct row {
 
 struct lmdb_engine {
     struct lmdb_env *env;
+    struct lmdb_log *log;
     struct clock clock;
     char boot_id[BOOT_ID_SIZE];
     char key[sizeof KEY_PREFIX + ENGINE_GROUP_MAX];
@@ -400,7 +402,7 @@ static int lmdb_maintain(void *ctx, struct engine_health *out,
     (void)mdb_env_info(mdb, &info);
     scan.last = info.me_last_txnid;
     (void)mdb_reader_list(mdb, scan_reader, &scan);
-    return 0;
+    return lmdb_log_maintain(g->log, out, e);
 }
 
 static int read_boot_id(char out[BOOT_ID_SIZE], struct hedge_error *e)
@@ -458,10 +460,55 @@ static int check_format(struct lmdb_engine *g, struct hedge_error *e)
     return rv;
 }
 
+/* --- the log ----------------------------------------------------------------
+ */
+
+static int lmdb_append(void *ctx, uint64_t token, const char *leader,
+                       struct engine_put *puts, size_t n, uint64_t timeout_ms,
+                       struct hedge_error *e)
+{
+    struct lmdb_engine *g = ctx;
+
+    return lmdb_log_append(g->log, token, leader, puts, n, timeout_ms, e);
+}
+
+static int lmdb_latest(void *ctx, const void *key, size_t key_len,
+                       engine_entry_fn fn, void *fn_ctx, struct hedge_error *e)
+{
+    struct lmdb_engine *g = ctx;
+
+    return lmdb_log_latest(g->log, key, key_len, fn, fn_ctx, e);
+}
+
+static int lmdb_scan(void *ctx, struct engine_query *q, engine_entry_fn fn,
+                     void *fn_ctx, bool *more, struct hedge_error *e)
+{
+    struct lmdb_engine *g = ctx;
+
+    return lmdb_log_scan(g->log, q, fn, fn_ctx, more, e);
+}
+
+static int lmdb_compact(void *ctx, uint64_t token, struct engine_compaction *c,
+                        uint64_t timeout_ms, struct hedge_error *e)
+{
+    struct lmdb_engine *g = ctx;
+
+    return lmdb_log_compact(g->log, token, c, timeout_ms, e);
+}
+
+static int lmdb_state(void *ctx, struct engine_log_state *out,
+                      struct hedge_error *e)
+{
+    struct lmdb_engine *g = ctx;
+
+    return lmdb_log_state(g->log, out, e);
+}
+
 static void lmdb_close(void *ctx)
 {
     struct lmdb_engine *g = ctx;
 
+    lmdb_log_free(g->log);
     if (g->reader != NULL) {
         mdb_txn_abort(g->reader);
     }
@@ -476,6 +523,11 @@ static const struct engine_ops lmdb_ops = {
     .renew = lmdb_renew,
     .release = lmdb_release,
     .look = lmdb_look,
+    .append = lmdb_append,
+    .latest = lmdb_latest,
+    .scan = lmdb_scan,
+    .compact = lmdb_compact,
+    .log_state = lmdb_state,
     .maintain = lmdb_maintain,
     .close = lmdb_close,
 };
@@ -496,6 +548,9 @@ int lmdb_engine_open(const char *dir, const char *group, struct engine *out,
     pthread_mutex_init(&g->read_lock, NULL);
     (void)snprintf(g->key, sizeof g->key, KEY_PREFIX "%s", group);
     rv = read_boot_id(g->boot_id, e);
+    if (rv == 0 && lmdb_log_new(dir, group, &g->log) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "%s", hedge_strerror(HEDGE_ENOMEM));
+    }
     if (rv == 0) {
         rv = lmdb_env_open(dir, "lease", &options, &g->env, e);
     }

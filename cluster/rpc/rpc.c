@@ -246,6 +246,16 @@ uint64_t rpc_until_from(gpr_timespec deadline)
     return rpc_until((uint64_t)gpr_time_to_millis(gpr_time_sub(deadline, now)));
 }
 
+uint64_t rpc_left_ms(uint64_t until_ns)
+{
+    uint64_t now = clock_mono_ns();
+
+    if (until_ns == RPC_NEVER) {
+        return UINT64_MAX;
+    }
+    return until_ns > now ? (until_ns - now) / 1000000u : 0;
+}
+
 void rpc_cond_init(pthread_cond_t *c)
 {
     pthread_condattr_t attr;

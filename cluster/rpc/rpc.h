@@ -120,11 +120,34 @@ unsigned rpc_server_port(const struct rpc_server *s, unsigned i);
  * wait for all handlers to return. Then free. NULL is fine. */
 void rpc_server_free(struct rpc_server *s, uint64_t grace_ms);
 
+/* Since the start, method by method; "" stands for those there are none of. */
+struct rpc_method_use {
+    const char *path;
+    uint64_t calls, failures;
+};
+unsigned rpc_server_n_methods(const struct rpc_server *s);
+void rpc_server_method_use(struct rpc_server *s, unsigned i,
+                           struct rpc_method_use *out);
+struct rpc_server_use {
+    unsigned unary, streams, streams_max;          /* At present. */
+    unsigned pool_threads, pool_busy, pool_queued; /* Of unary calls. */
+};
+void rpc_server_use(struct rpc_server *s, struct rpc_server_use *out);
+
 void rpc_reply(struct rpc_call *c, const void *data, size_t len);
 void rpc_fail(struct rpc_call *c, int code, const char *text);
 /* The client has gone, cancelled, or run out of time. Known only from some
  * time after the first question on. Not once the call is being answered. */
 bool rpc_call_is_cancelled(struct rpc_call *c);
+/* What is left of the caller's deadline; UINT64_MAX: it has none. */
+uint64_t rpc_call_left_ms(const struct rpc_call *c);
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
+/* For calls that wait long: `fn` runs once, on the I/O thread or inside this
+ * call, when the call is over; `gone`: before it was answered, or before the
+ * answer had left. At most once per call, before it is answered; `fn` must not
+ * block. */
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);
@@ -189,9 +212,9 @@ int rpc_stream_close_send(struct rpc_stream *s);
 /* The same without waiting, for one thread with many streams. A message is
  * taken when nothing else is on its way, else HEDGE_EAGAIN; `out` is released
  * in any case. The end of sending waits its turn by itself. */
-int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out);
-int rpc_stream_post_close(struct rpc_stream *s);
-bool rpc_stream_can_post(struct rpc_stream *s);
+int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out);
+int rpc_stream_end_send(struct rpc_stream *s);
+bool rpc_stream_can_send(struct rpc_stream *s);
 /* Have `fn` called whenever there may be something to receive, room to send,
  * or an end; once at once. Any thread; it must not block and not call rpc. */
 typedef void (*rpc_notify_fn)(void *arg);
@@ -205,8 +228,6 @@ int rpc_stream_recv(struct rpc_stream *s, uint64_t timeout_ms,
                     struct rpc_msg *msg, struct hedge_error *e);
 /* Both ends see HEDGE_ECANCELED; calls in progress return. Any thread. */
 void rpc_stream_cancel(struct rpc_stream *s);
-/* What is left of the time of the whole stream; RPC_NO_TIMEOUT: no end. */
-uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
 /* Server: the client has gone, cancelled, or run out of time. Client: the
  * stream has ended other than in good order. Cheap; any thread. */
 bool rpc_stream_is_cancelled(struct rpc_stream *s);

@@ -69,6 +69,8 @@ int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
 uint64_t rpc_until(uint64_t timeout_ms);
 gpr_timespec rpc_deadline(uint64_t until_ns);
 uint64_t rpc_until_from(gpr_timespec deadline);
+/* From now until then; UINT64_MAX for RPC_NEVER. */
+uint64_t rpc_left_ms(uint64_t until_ns);
 
 /* A condition for rpc_cond_wait(), which returns false when the time has
  * come. */

@@ -37,6 +37,8 @@ struct method {
     unsigned flags;
     void *registered;
     unsigned posted; /* Under the server's lock. */
+    uint64_t calls;  /* As well. */
+    atomic_uint_fast64_t failures;
 };
 
 struct rpc_server {
@@ -65,6 +67,8 @@ struct rpc_server {
 struct rpc_call {
     unsigned magic;
     struct rpc_tag arrived, answered, closed;
+    void (*watch_fn)(void *arg, bool gone); /* NULL: nobody watches. */
+    void *watch_arg;
     struct method *method;
     grpc_call *call;
     gpr_timespec deadline;
@@ -146,25 +150,35 @@ static void on_closed(struct rpc_tag *t, bool ok)
 {
     struct rpc_call *c = container_of(t, struct rpc_call, closed);
 
-    (void)ok; /* It always succeeds. */
-    atomic_store(&c->cancelled, c->gone != 0);
+    atomic_store(&c->cancelled, !ok || c->gone != 0);
+    if (c->watch_fn != NULL) {
+        c->watch_fn(c->watch_arg, !ok || c->gone != 0);
+    }
     call_unref(c);
+}
+
+/* Have on_closed() called when the call is over. */
+static bool call_await_close(struct rpc_call *c)
+{
+    grpc_op op;
+
+    assert(c->magic == CALL_MAGIC && !c->done && !c->watched);
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    op.data.recv_close_on_server.cancelled = &c->gone;
+    atomic_fetch_add(&c->refs, 1);
+    c->watched = true;
+    if (rpc_start(c->call, &op, 1, &c->closed) != 0) {
+        c->watched = false;
+        atomic_fetch_sub(&c->refs, 1);
+    }
+    return c->watched;
 }
 
 bool rpc_call_is_cancelled(struct rpc_call *c)
 {
-    grpc_op op;
-
-    assert(c->magic == CALL_MAGIC && !c->done);
     if (!c->watched) {
-        memset(&op, 0, sizeof op);
-        op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-        op.data.recv_close_on_server.cancelled = &c->gone;
-        atomic_fetch_add(&c->refs, 1);
-        c->watched = rpc_start(c->call, &op, 1, &c->closed) == 0;
-        if (!c->watched) {
-            atomic_fetch_sub(&c->refs, 1);
-        }
+        (void)call_await_close(c);
     }
     return atomic_load(&c->cancelled);
 }
@@ -217,7 +231,25 @@ void rpc_reply(struct rpc_call *c, const void *data, size_t len)
 void rpc_fail(struct rpc_call *c, int code, const char *text)
 {
     assert(code < 0);
+    atomic_fetch_add(&c->method->failures, 1);
     call_answer(c, code, text);
+}
+
+uint64_t rpc_call_left_ms(const struct rpc_call *c)
+{
+    assert(c->magic == CALL_MAGIC);
+    return rpc_left_ms(rpc_until_from(c->deadline));
+}
+
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg)
+{
+    assert(c->watch_fn == NULL && !c->watched);
+    c->watch_fn = fn;
+    c->watch_arg = arg;
+    if (!call_await_close(c)) {
+        fn(arg, true);
+    }
 }
 
 const char *rpc_call_peer(struct rpc_call *c)
@@ -290,6 +322,7 @@ static void on_call(struct rpc_tag *t, bool ok)
     pthread_mutex_lock(&s->lock);
     stopping = s->stopping;
     s->unary_live += ok;
+    m->calls += ok;
     posted_back(m);
     pthread_mutex_unlock(&s->lock);
     if (!ok) {
@@ -387,6 +420,9 @@ static void *stream_thread(void *arg)
     }
     /* A handler that hands on the end of what it received has done well. */
     rv = rv == HEDGE_EEND ? 0 : rv;
+    if (rv != 0) {
+        atomic_fetch_add(&m->failures, 1);
+    }
     rpc_stream_finish(&a->stream, rv, e.code == rv ? e.text : NULL);
     arrival_free(a);
     post_starved(s);
@@ -414,6 +450,7 @@ static void stream_refuse(struct arrival *a, int code, const char *text)
 {
     struct rpc_server *s = a->method->server;
 
+    atomic_fetch_add(&a->method->failures, 1);
     (void)grpc_call_cancel_with_status(a->stream.call,
                                        rpc_status_from_code(code), text, NULL);
     arrival_free(a);
@@ -434,6 +471,7 @@ static void on_stream(struct rpc_tag *t, bool ok)
     stopping = s->stopping;
     full = s->streams_live >= s->streams_max;
     s->streams_live += ok;
+    m->calls += ok;
     posted_back(m);
     pthread_mutex_unlock(&s->lock);
     if (!ok) {
@@ -727,6 +765,39 @@ unsigned rpc_server_port(const struct rpc_server *s, unsigned i)
 {
     assert(i < s->n_ports);
     return s->ports[i];
+}
+
+unsigned rpc_server_n_methods(const struct rpc_server *s)
+{
+    return s->n_methods + 1;
+}
+
+void rpc_server_method_use(struct rpc_server *s, unsigned i,
+                           struct rpc_method_use *out)
+{
+    struct method *m = &s->methods[i];
+
+    assert(i <= s->n_methods);
+    pthread_mutex_lock(&s->lock);
+    *out = (struct rpc_method_use){.path = m->path != NULL ? m->path : "",
+                                   .calls = m->calls,
+                                   .failures = atomic_load(&m->failures)};
+    pthread_mutex_unlock(&s->lock);
+}
+
+void rpc_server_use(struct rpc_server *s, struct rpc_server_use *out)
+{
+    struct pool_use p;
+
+    pool_use(s->pool, &p);
+    pthread_mutex_lock(&s->lock);
+    *out = (struct rpc_server_use){.unary = s->unary_live,
+                                   .streams = s->streams_live,
+                                   .streams_max = s->streams_max,
+                                   .pool_threads = p.threads,
+                                   .pool_busy = p.busy,
+                                   .pool_queued = p.queued};
+    pthread_mutex_unlock(&s->lock);
 }
 
 static bool has_calls(const struct rpc_server *s)

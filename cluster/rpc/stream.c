@@ -274,7 +274,7 @@ int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
     return rv;
 }
 
-int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out)
+int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out)
 {
     grpc_byte_buffer *message;
     grpc_op op;
@@ -309,7 +309,7 @@ int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out)
     return rv;
 }
 
-bool rpc_stream_can_post(struct rpc_stream *s)
+bool rpc_stream_can_send(struct rpc_stream *s)
 {
     bool can;
 
@@ -319,7 +319,7 @@ bool rpc_stream_can_post(struct rpc_stream *s)
     return can;
 }
 
-int rpc_stream_post_close(struct rpc_stream *s)
+int rpc_stream_end_send(struct rpc_stream *s)
 {
     bool now = false;
 
@@ -553,16 +553,6 @@ void rpc_stream_cancel(struct rpc_stream *s)
                                        "the stream was cancelled", NULL);
 }
 
-uint64_t rpc_stream_left_ms(const struct rpc_stream *s)
-{
-    uint64_t now = clock_mono_ns();
-
-    if (s->until_ns == RPC_NEVER) {
-        return RPC_NO_TIMEOUT;
-    }
-    return s->until_ns > now ? (s->until_ns - now) / 1000000u : 0;
-}
-
 bool rpc_stream_is_cancelled(struct rpc_stream *s)
 {
     bool over;
@@ -572,6 +562,12 @@ bool rpc_stream_is_cancelled(struct rpc_stream *s)
     over = s->end_known && s->end_error.code != 0;
     pthread_mutex_unlock(&s->lock);
     return over || atomic_load(&s->cancelled_here);
+}
+
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s)
+{
+    assert(s->magic == RPC_STREAM_MAGIC);
+    return rpc_left_ms(s->until_ns);
 }
 
 const char *rpc_stream_peer(struct rpc_stream *s)

@@ -1,6 +1,5 @@
 """Messages, broadcasts and streams between real daemons."""
 import base64
-import importlib
 import json
 import os
 import queue
@@ -16,9 +15,7 @@ from hedge_harness import (MIB, DaemonTest, SharedTest, Timeout, finish,
 
 def messages():
     """(messages_pb2, messages_pb2_grpc)"""
-    stubs()
-    return (importlib.import_module("messages_pb2"),
-            importlib.import_module("messages_pb2_grpc"))
+    return stubs("messages")
 
 
 class Items:

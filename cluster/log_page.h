@@ -1,0 +1,62 @@
+/* log_page.h - entries of the log gathered from a scan: as a LogPage for the
+ * wire, or as an array for callers in this process.
+ *
+ * Ownership: _init / _release; a page owns its bytes. _clear keeps the memory.
+ * Threads:   one at a time.
+ * Errors:    HEDGE_ENOMEM is remembered in `failed`, and ends the scan.
+ * Units:     bytes.
+ * Limits:    `max_bytes`, which only a page's first entry may exceed. */
+#ifndef CLUSTER_LOG_PAGE_H
+#define CLUSTER_LOG_PAGE_H
+
+#include "cluster/engine/engine.h"
+#include "cluster/hedge.h"
+
+/* --- for the wire --- */
+
+struct log_encoder {
+    unsigned char *data; /* Encoded fields of a LogPage. */
+    size_t len, cap;
+    size_t max_bytes;
+    size_t n; /* Entries. */
+    bool failed;
+    bool full; /* It has no room for the next entry. */
+    /* Values that are longer than this are cut, and their entry is alone in
+     * its page; 0: none is. */
+    size_t cut_bytes;
+    size_t room;  /* The longest value that may be held, when cut, */
+    size_t wants; /* and that of the entry which was refused for that; 0. */
+    unsigned char *rest; /* What was cut off. */
+    size_t rest_len, rest_cap;
+};
+
+void log_encoder_init(struct log_encoder *p, size_t max_bytes,
+                      size_t cut_bytes);
+void log_encoder_clear(struct log_encoder *p);
+void log_encoder_release(struct log_encoder *p);
+/* An engine_entry_fn; ctx is the encoder. */
+int log_encode_entry(void *ctx, const struct engine_entry *entry);
+void log_encode_resume(struct log_encoder *p, const void *data, size_t len);
+/* Begin anew with a piece of `rest`, from `at` on; returns its end. */
+size_t log_encode_rest(struct log_encoder *p, size_t at, size_t piece);
+
+/* --- for callers --- */
+
+struct log_page {
+    struct hedge_entry *entries; /* After log_page_finish(). */
+    size_t n, cap;
+    unsigned char *bytes;
+    size_t len, bytes_cap;
+    size_t max_bytes;
+    bool failed;
+    bool full; /* It has no room for the next entry. */
+};
+
+void log_page_init(struct log_page *p, size_t max_bytes);
+void log_page_clear(struct log_page *p);
+void log_page_release(struct log_page *p);
+int log_page_entry(void *ctx, const struct engine_entry *entry);
+/* Turn offsets into pointers. */
+void log_page_finish(struct log_page *p);
+
+#endif

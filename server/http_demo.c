@@ -1,0 +1,211 @@
+/* http_demo.c - what the HTTP server can be asked for. */
+#include "server/http_internal.h"
+
+#include "cluster/store_json.h"
+#include "server/http_parse.h"
+#include "store/base/error.h"
+#include "store/base/mem.h"
+#include "store/base/units.h"
+
+#include <string.h>
+
+#define RECORD_MAX ((size_t)1 << 20) /* Of a line in /sos. */
+
+/* --- /sos: lines into a store, and back --- */
+
+struct spill {
+    struct hedge_sos *sos;
+    struct hedge_sos_writer *writer;
+    struct http_cutter cutter;
+    struct hedge_manifest written;
+};
+
+static int write_line(void *ctx, const char *line, size_t len)
+{
+    struct http_request *r = ctx;
+    struct spill *s = r->state;
+    int rv = hedge_sos_write(s->writer, line, len);
+
+    return rv == 0 ? 0
+                   : error_set(&r->error, rv, "%s",
+                               hedge_sos_writer_error(s->writer));
+}
+
+static int spill_open(struct http_request *r)
+{
+    const char *name = http_query(r, "name");
+    struct spill *s = mem_calloc(1, sizeof *s);
+    int rv;
+
+    if (s == NULL) {
+        return error_set(&r->error, HEDGE_ENOMEM, "no memory for a writer");
+    }
+    http_cutter_init(&s->cutter, RECORD_MAX, write_line, r);
+    r->state = s;
+    if (name == NULL || name[0] == '\0') {
+        return error_set(&r->error, HEDGE_EINVAL, "wanted: /sos?name=NAME");
+    }
+    rv = hedge_sos_open(r->node, name, NULL, HTTP_CALL_MS, &s->sos, &r->error);
+    return rv != 0 ? rv : hedge_sos_writer_open(s->sos, &s->writer, &r->error);
+}
+
+static int spill_take(struct http_request *r, const char *data, size_t len)
+{
+    struct spill *s;
+    int rv = r->state != NULL ? 0 : spill_open(r);
+
+    if (rv == 0) {
+        s = r->state;
+        rv = http_cutter_feed(&s->cutter, data, len);
+    }
+    if (rv == HEDGE_ENOMEM && r->error.code == 0) {
+        (void)error_set(&r->error, rv, "no memory for a line");
+    }
+    return rv;
+}
+
+/* Everything in the store is read, and thereby checked. */
+static int read_back(struct http_request *r, struct spill *s)
+{
+    struct hedge_sos_reader *reader;
+    struct hedge_piece p;
+    uint64_t records = 0;
+    int rv = hedge_sos_reader_open(s->sos, 0, &reader, &r->error);
+
+    if (rv != 0) {
+        return rv;
+    }
+    while ((rv = hedge_sos_next(reader, HTTP_CALL_MS, &p)) == 0) {
+        records += p.last;
+    }
+    if (rv == HEDGE_EEND && records >= s->written.records) {
+        rv = 0;
+    } else if (rv == HEDGE_EEND) {
+        rv = error_set(&r->error, HEDGE_ELOST,
+                       "%llu records were written and %llu came back",
+                       (unsigned long long)s->written.records,
+                       (unsigned long long)records);
+    } else {
+        (void)error_set(&r->error, rv, "%s", hedge_sos_reader_error(reader));
+    }
+    hedge_sos_reader_close(reader);
+    return rv;
+}
+
+static int spill_finish(struct http_request *r, char **json)
+{
+    struct hedge_sos_writer *w;
+    struct spill *s;
+    int rv = r->state != NULL ? 0 : spill_open(r);
+
+    s = r->state;
+    rv = rv != 0 ? rv : http_cutter_end(&s->cutter);
+    if (rv != 0) {
+        return rv;
+    }
+    w = s->writer;
+    s->writer = NULL;
+    rv = hedge_sos_writer_close(w, &s->written, &r->error);
+    rv = rv != 0 ? rv : read_back(r, s);
+    return rv != 0 ? rv
+                   : store_stat_json(r->node, http_query(r, "name"),
+                                     HTTP_CALL_MS, json, &r->error);
+}
+
+static void spill_answer(struct http_request *r)
+{
+    char *json = NULL;
+    struct strbuf b;
+    int rv = spill_finish(r, &json);
+
+    if (rv != 0) {
+        http_answer_error(r, rv, r->error.text);
+        return;
+    }
+    strbuf_init(&b);
+    strbuf_addf(&b, "%s\n", json);
+    cJSON_free(json);
+    http_answer_strbuf(r, MHD_HTTP_OK, "application/json", &b);
+}
+
+/* A writer that is still there has not been answered: its store keeps what is
+ * whole. */
+static void spill_end(struct http_request *r)
+{
+    struct spill *s = r->state;
+
+    if (s != NULL) {
+        if (s->writer != NULL) {
+            (void)hedge_sos_writer_close(s->writer, NULL, NULL);
+        }
+        hedge_sos_close(s->sos);
+        http_cutter_release(&s->cutter);
+        mem_free(s);
+    }
+}
+
+/* --- messages --- */
+
+static void free_reply(void *arg)
+{
+    hedge_reply_free(arg);
+}
+
+static void send_answer(struct http_request *r)
+{
+    struct hedge_reply *reply;
+    int rv = hedge_send(r->node, r->body.data, r->body.len, HTTP_CALL_MS,
+                        &reply, &r->error);
+
+    msg_buf_clear(&r->body);
+    if (rv != 0) {
+        http_answer_error(r, rv, r->error.text);
+    } else {
+        http_answer_bytes(r, HTTP_BYTES, reply->data, reply->len, free_reply,
+                          reply);
+    }
+}
+
+/* "ID<TAB>reply-or-error" */
+static void add_reply(struct strbuf *b, const struct hedge_reply *reply)
+{
+    const char *text = reply->error != 0 ? reply->error_text : reply->data;
+    size_t len = reply->error != 0 ? strlen(reply->error_text) : reply->len;
+
+    strbuf_addf(b, "%s\t", reply->id);
+    http_add_escaped(b, text, len);
+    strbuf_add(b, "\n", 1);
+}
+
+/* Replies are in the budget until they are lines, one after the other. */
+static void broadcast_answer(struct http_request *r)
+{
+    struct hedge_replies *all;
+    struct strbuf b;
+    int rv = hedge_broadcast(r->node, r->body.data, r->body.len, NULL,
+                             HTTP_CALL_MS, &all, &r->error);
+
+    msg_buf_clear(&r->body);
+    if (rv != 0) {
+        http_answer_error(r, rv, r->error.text);
+        return;
+    }
+    strbuf_init(&b);
+    for (size_t i = 0; i < all->n; i++) {
+        add_reply(&b, &all->reply[i]);
+    }
+    hedge_replies_free(all);
+    http_answer_strbuf(r, MHD_HTTP_OK, HTTP_TEXT, &b);
+}
+
+/* --- all of them --- */
+
+const struct http_route http_routes[] = {
+    {"/send", "", NULL, send_answer, NULL},
+    {"/broadcast", "", NULL, broadcast_answer, NULL},
+    {"/sos", "?name=NAME", spill_take, spill_answer, spill_end},
+    {"/livez", "", NULL, http_livez, NULL},
+    {"/readyz", "", NULL, http_readyz, NULL},
+    {"/metrics", "", NULL, http_metrics, NULL},
+};
+const size_t http_n_routes = sizeof http_routes / sizeof http_routes[0];
