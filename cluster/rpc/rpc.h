@@ -219,9 +219,9 @@ int rpc_stream_close_send(struct rpc_stream *s);
 /* The same without waiting, for one thread with many streams. A message is
  * taken when nothing else is on its way, else HEDGE_EAGAIN; `out` is released
  * in any case. The end of sending waits its turn by itself. */
-int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out);
-int rpc_stream_post_close(struct rpc_stream *s);
-bool rpc_stream_can_post(struct rpc_stream *s);
+int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out);
+int rpc_stream_end_send(struct rpc_stream *s);
+bool rpc_stream_can_send(struct rpc_stream *s);
 /* Have `fn` called whenever there may be something to receive, room to send,
  * or an end; once at once. Any thread; it must not block and not call rpc. */
 typedef void (*rpc_notify_fn)(void *arg);

@@ -359,7 +359,7 @@ int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
     return rv;
 }
 
-int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out)
+int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out)
 {
     grpc_byte_buffer *message;
     grpc_op op;
@@ -394,7 +394,7 @@ int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out)
     return rv;
 }
 
-bool rpc_stream_can_post(struct rpc_stream *s)
+bool rpc_stream_can_send(struct rpc_stream *s)
 {
     bool can;
 
@@ -404,7 +404,7 @@ bool rpc_stream_can_post(struct rpc_stream *s)
     return can;
 }
 
-int rpc_stream_post_close(struct rpc_stream *s)
+int rpc_stream_end_send(struct rpc_stream *s)
 {
     bool now = false;
 
