@@ -832,6 +832,7 @@ static int start_thread(struct kv *kv, void *(*fn)(void *), const char *name)
 int kv_new(const struct kv_options *o, struct kv **out)
 {
     struct kv *kv = mem_calloc(1, sizeof *kv);
+    uint64_t token;
     int rv;
 
     *out = NULL;
@@ -839,6 +840,7 @@ int kv_new(const struct kv_options *o, struct kv **out)
         return HEDGE_ENOMEM;
     }
     kv->o = *o;
+    kv->leading = o->leads(o->ctx, &token);
     pthread_mutex_init(&kv->lock, NULL);
     cond_init(&kv->work);
     cond_init(&kv->far);
