@@ -173,6 +173,7 @@ static void print_status_json(const Hedge__V1__StatusReply *r,
     output_add_u64(o, "lend_mem", r->lend_mem);
     output_add_u64(o, "lend_disk", r->lend_disk);
     output_add_u64(o, "message_limit", r->message_limit);
+    output_add_u64(o, "message_used", r->message_used);
     features = output_add_array(o, "features");
     for (size_t i = 0; i < r->n_features; i++) {
         f = output_object();
@@ -198,7 +199,7 @@ static void print_room(const char *what, uint64_t used, uint64_t limit,
 static void print_status_text(const Hedge__V1__StatusReply *r,
                               const Hedge__V1__Member *self)
 {
-    char a[UNITS_SIZE_TEXT];
+    char a[UNITS_SIZE_TEXT], b[UNITS_SIZE_TEXT];
 
     printf("%-10s %s (hedged %s)\n", "node", self->id, self->version);
     printf("%-10s %s\n", "grpc", self->grpc_address);
@@ -215,8 +216,9 @@ static void print_status_text(const Hedge__V1__StatusReply *r,
                r->mem_reserve);
     print_room("disk", self->disk_used, self->disk_limit, self->disk_lent,
                r->disk_reserve);
-    printf("%-10s at most %s under way\n", "messages",
-           units_format_size(r->message_limit, a));
+    printf("%-10s %s of %s used\n", "messages",
+           units_format_size(r->message_used, a),
+           units_format_size(r->message_limit, b));
     printf("%-10s %u, blocks of %s\n", "stores", r->stores,
            units_format_size(r->block_size, a));
     for (size_t i = 0; i < r->n_features; i++) {
