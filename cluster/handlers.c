@@ -37,6 +37,7 @@ struct job {
     void *arg;
     char from[264];
     struct msg_buf message;
+    struct msg_shared *shared; /* Instead of it; or NULL. */
 };
 
 /* What the handler writes to; on its thread's stack. */
@@ -106,8 +107,16 @@ static void wait_until(pthread_cond_t *c, pthread_mutex_t *lock,
 /* --- jobs -------------------------------------------------------------------
  */
 
+static void drop_message(struct job *j)
+{
+    msg_buf_clear(&j->message);
+    msg_shared_unref(j->shared);
+    j->shared = NULL;
+}
+
 static void job_free(struct job *j)
 {
+    drop_message(j);
     msg_buf_release(&j->message);
     mem_free(j);
 }
@@ -202,9 +211,11 @@ static int reply_failed(struct handlers *h, const struct hedge_answer *a,
 static int call_handler(struct handlers *h, struct job *j,
                         struct hedge_answer *a, struct hedge_error *e)
 {
-    struct hedge_message m = {.data = j->message.len > 0 ? j->message.data
-                                                         : (const void *)"",
-                              .len = j->message.len,
+    const struct msg_buf *bytes =
+        j->shared != NULL ? &j->shared->buf : &j->message;
+    struct hedge_message m = {.data = bytes->len > 0 ? bytes->data
+                                                     : (const void *)"",
+                              .len = bytes->len,
                               .from = j->from};
     int rv = h->o.handler[j->kind](h->o.data, &m, a, e);
 
@@ -250,7 +261,7 @@ static void run_job(struct handlers *h, struct job *j)
     if (rv != 0) {
         msg_buf_clear(&a.reply);
     }
-    msg_buf_clear(&j->message); /* Before anybody hears of the reply. */
+    drop_message(j); /* Before anybody hears of the reply. */
     pthread_mutex_lock(&h->lock);
     if (j->state == JOB_RUNNING) {
         answer(h, j, rv, &e, &a.reply);
@@ -472,6 +483,9 @@ static int job_new(struct handlers *h, const struct handlers_message *m,
     (void)snprintf(j->from, sizeof j->from, "%s", m->from);
     if (m->own != NULL) {
         msg_buf_move(m->own, &j->message);
+    } else if (m->shared != NULL) {
+        j->shared = m->shared;
+        msg_shared_ref(m->shared);
     } else {
         msg_buf_init(&j->message, h->o.budget);
         rv = msg_buf_reserve(&j->message, m->len, 0, e);

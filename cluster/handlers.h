@@ -74,6 +74,8 @@ struct handlers_message {
     enum handler_kind kind;
     const void *data;
     size_t len;
+    /* Instead of data: kept, not copied; or NULL. */
+    struct msg_shared *shared;
     struct msg_buf *own; /* Instead of data: moved, also on errors; or NULL. */
     const char *from;
     uint64_t timeout_ms;

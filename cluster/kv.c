@@ -240,8 +240,8 @@ static int late_error(struct kv_op *op)
 }
 
 /* With kv->lock held: fail what waits and cannot wait any longer, or not for
- * somebody else. */
-static void weed(struct kv *kv, bool leads, uint64_t token)
+ * somebody else. true: there was such, and the lock was dropped meanwhile. */
+static bool weed(struct kv *kv, bool leads, uint64_t token)
 {
     uint64_t now = clock_mono_ms();
     struct list ended, *l, *tmp;
@@ -269,9 +269,11 @@ static void weed(struct kv *kv, bool leads, uint64_t token)
             op_end(kv, op, rv, NULL, &ended);
         }
     }
-    if (!list_empty(&ended)) {
-        hand_out(kv, &ended);
+    if (list_empty(&ended)) {
+        return false;
     }
+    hand_out(kv, &ended);
+    return true;
 }
 
 /* --- batches ----------------------------------------------------------------
@@ -502,7 +504,9 @@ static void *committer_main(void *arg)
             raised = token; /* Each append does it again. */
             continue;
         }
-        weed(kv, leads, token);
+        if (weed(kv, leads, token)) {
+            continue; /* It may not lead any more. */
+        }
         if (leads && kv->n_queued > 0) {
             gather(kv);
             commit(kv, token);
@@ -832,6 +836,7 @@ static int start_thread(struct kv *kv, void *(*fn)(void *), const char *name)
 int kv_new(const struct kv_options *o, struct kv **out)
 {
     struct kv *kv = mem_calloc(1, sizeof *kv);
+    uint64_t token;
     int rv;
 
     *out = NULL;
@@ -839,6 +844,7 @@ int kv_new(const struct kv_options *o, struct kv **out)
         return HEDGE_ENOMEM;
     }
     kv->o = *o;
+    kv->leading = o->leads(o->ctx, &token);
     pthread_mutex_init(&kv->lock, NULL);
     cond_init(&kv->work);
     cond_init(&kv->far);
@@ -872,7 +878,7 @@ void kv_stop(struct kv *kv)
     pthread_cond_broadcast(&kv->to_complete);
     while (kv->n_live > 0) {
         (void)wait_ms(&kv->settled, &kv->lock, RETRY_MS);
-        weed(kv, false, 0);
+        (void)weed(kv, false, 0);
     }
     pthread_mutex_unlock(&kv->lock);
 }

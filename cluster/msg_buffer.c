@@ -315,6 +315,35 @@ int msg_buf_append(struct msg_buf *b, const void *data, size_t len)
     return rv;
 }
 
+/* --- shared -----------------------------------------------------------------
+ */
+
+struct msg_shared *msg_shared_new(struct msg_buf *take)
+{
+    struct msg_shared *m = mem_calloc(1, sizeof *m);
+
+    if (m == NULL) {
+        msg_buf_clear(take);
+        return NULL;
+    }
+    atomic_init(&m->refs, 1);
+    msg_buf_move(take, &m->buf);
+    return m;
+}
+
+void msg_shared_ref(struct msg_shared *m)
+{
+    atomic_fetch_add(&m->refs, 1);
+}
+
+void msg_shared_unref(struct msg_shared *m)
+{
+    if (m != NULL && atomic_fetch_sub(&m->refs, 1) == 1) {
+        msg_buf_release(&m->buf);
+        mem_free(m);
+    }
+}
+
 /* --- replies ----------------------------------------------------------------
  */
 

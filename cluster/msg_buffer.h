@@ -16,6 +16,8 @@
 
 #include "cluster/hedge.h"
 
+#include <stdatomic.h>
+
 #define MSG_MAX ((size_t)64 << 20)
 #define MSG_FREE ((size_t)64 << 10)
 
@@ -56,6 +58,16 @@ int msg_buf_force(struct msg_buf *b, size_t len);
 int msg_buf_append(struct msg_buf *b, const void *data, size_t len);
 /* Empty it and have it count as nothing, its memory with it. */
 void msg_buf_clear(struct msg_buf *b);
+
+/* The bytes of a message that several keep; they do not change any more. */
+struct msg_shared {
+    struct msg_buf buf;
+    atomic_uint refs;
+};
+/* Takes the bytes of `take`, also on failure. NULL: no memory. */
+struct msg_shared *msg_shared_new(struct msg_buf *take);
+void msg_shared_ref(struct msg_shared *m);
+void msg_shared_unref(struct msg_shared *m); /* NULL is fine. */
 
 /* A reply for hedge_reply_free(), with the bytes of `take` (NULL: none), which
  * is left empty also on failure. NULL: no memory. */

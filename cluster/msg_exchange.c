@@ -149,6 +149,7 @@ static void start_here(struct target *t, uint64_t now_ms)
     struct handlers_message m = {.kind = t->x->kind,
                                  .data = o->data,
                                  .len = o->len,
+                                 .shared = o->shared,
                                  .from = o->from,
                                  .timeout_ms =
                                      messaging_far_timeout(left_ms(t, now_ms)),

@@ -17,7 +17,8 @@
 struct exchange_options {
     const void *data;
     size_t len;
-    const char *from; /* The sender's node; "" for a client. */
+    struct msg_shared *shared; /* Where the data are; NULL: not ours. */
+    const char *from;          /* The sender's node; "" for a client. */
     uint64_t timeout_ms;
     bool (*gone)(void *ctx); /* Has the one who waits gone? NULL: never. */
     void *ctx;               /* For gone and on_reply. */

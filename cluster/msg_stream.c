@@ -252,7 +252,7 @@ static void leg_fail(struct leg *l, int code, const char *text)
 /* Is the leg ready, or over? */
 static bool is_ready(struct leg *l, uint64_t now_ms, bool alone)
 {
-    if (l->send_over || rpc_stream_can_post(l->rpc)) {
+    if (l->send_over || rpc_stream_can_send(l->rpc)) {
         l->stuck_since_ms = 0;
         return true;
     }
@@ -298,7 +298,8 @@ static int post_all(struct hedge_stream *s, const struct rpc_out *out)
 
     for (size_t i = 0; i < s->n_legs; i++) {
         struct leg *l = &s->legs[i];
-        int rv = l->send_over ? HEDGE_ECLOSED : rpc_stream_post(l->rpc, out);
+        int rv =
+            l->send_over ? HEDGE_ECLOSED : rpc_stream_try_send(l->rpc, out);
 
         if (rv == HEDGE_ENOMEM) {
             return rv;
@@ -417,7 +418,7 @@ HEDGE_API int hedge_stream_close_send(struct hedge_stream *s)
         struct leg *l = &s->legs[i];
 
         if (l->rpc != NULL && !l->send_over) {
-            (void)rpc_stream_post_close(l->rpc);
+            (void)rpc_stream_end_send(l->rpc);
         }
         l->send_over = true;
     }
@@ -602,7 +603,7 @@ static int send_open(struct rpc_stream *rpc, Hedge__V1__StreamOpen *open)
     if (rv == 0) {
         out.head = buf.data;
         out.head_len = buf.len;
-        rv = rpc_stream_post(rpc, &out);
+        rv = rpc_stream_try_send(rpc, &out);
         mem_free(buf.data);
     }
     return rv;

@@ -13,6 +13,7 @@
 #include "store/base/units.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
@@ -536,12 +537,6 @@ static const struct rpc_method methods[] = {
     {"/hedgeproto.Hedge/SoSWrite", NULL, serve_hp_write, 0},
     {"/hedgeproto.Hedge/SoSRead", NULL, serve_hp_read, 0},
     {"/hedgeproto.Hedge/SoSClose", serve_hp_close, NULL, 0},
-    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
-    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
-    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
-     serve_reflection, 0},
-    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
-     serve_reflection, 0},
     {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
     {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
     {"/hedge.v1.Messages/StreamLeader", NULL, serve_stream_leader, 0},
@@ -550,6 +545,12 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
     {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
     {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
+    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
+    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
     {"/hedge.v1.Locks/OpenSession", serve_lock_open, NULL, 0},
     {"/hedge.v1.Locks/Renew", serve_lock_renew, NULL, 0},
     {"/hedge.v1.Locks/CloseSession", serve_lock_close, NULL, 0},
@@ -727,6 +728,30 @@ HEDGE_API int hedge_options_check(const struct hedge_options *o,
     return rv;
 }
 
+static_assert((int)HEDGE_LOG_DEBUG == (int)LOG_DEBUG + 1 &&
+                  (int)HEDGE_LOG_OFF == (int)LOG_OFF + 1,
+              "levels follow each other as in store/base/log.h");
+
+static _Atomic(hedge_log_fn) log_out;
+
+static void log_to_program(void *data, enum log_level level, const char *area,
+                           const char *text)
+{
+    atomic_load (&log_out)(data, (enum hedge_log_level)((int)level + 1), area,
+                           text);
+}
+
+static void set_log(const struct hedge_options *o)
+{
+    if (o->log_level != HEDGE_LOG_AS_IS) {
+        log_set_level((enum log_level)((int)o->log_level - 1));
+    }
+    if (o->log != NULL) {
+        atomic_store(&log_out, o->log);
+        log_set_fn(log_to_program, o->log_data);
+    }
+}
+
 HEDGE_API int hedge_node_start(const struct hedge_options *o,
                                struct hedge_node **out, struct hedge_error *e)
 {
@@ -738,6 +763,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
         return error_set(e, HEDGE_ENOMEM, "no memory for a node");
     }
     init_locks(n);
+    set_log(o);
     rv = rpc_init();
     if (rv != 0) {
         mem_free(n);
@@ -796,6 +822,7 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
         return;
     }
     atomic_store(&n->closing, true);
+    sos_hurry(n->sos);
     pthread_mutex_lock(&n->pub_lock);
     pthread_cond_broadcast(&n->pub_changed);
     pthread_mutex_unlock(&n->pub_lock);

@@ -57,7 +57,6 @@ struct uplink {
     char target[TARGET_SIZE];
     uint64_t token;
     struct member self;
-    struct rpc_stream *stream; /* To be cancelled from outside. */
 };
 
 struct hedge_node {
@@ -117,7 +116,7 @@ struct hedge_node {
     pthread_mutex_t sessions_lock; /* sessions, publisher */
     pthread_cond_t sessions_changed;
     struct list sessions;
-    bool publish, publisher_closing, publisher_runs;
+    bool publisher_closing, publisher_runs;
     pthread_t publisher;
 
     pthread_mutex_t pub_lock; /* What other threads may look at. */
@@ -126,7 +125,9 @@ struct hedge_node {
     struct election_hold hold;
     struct election_leader leader;
     uint64_t rounds;
-    uint64_t leader_since; /* Grows with each change. */
+    uint64_t leader_since;      /* Grows with each change. */
+    bool joined;                /* It has led, or had a list from who leads. */
+    struct hedge_error refused; /* By the leader, for what this node is. */
     atomic_bool closing;
 
     /* Streams that are served: of writers, and of readers of what is on other
@@ -268,15 +269,6 @@ void serve_unregister(struct rpc_call *c, void *ctx, const void *req,
                       size_t len);
 void serve_find(struct rpc_call *c, void *ctx, const void *req, size_t len);
 
-/* --- serve_health.c, serve_reflection.c: the standard services of gRPC --- */
-#define SERVE_LOOKING_MAX 32
-/* In its group, and not stopping. */
-bool node_is_serving(struct hedge_node *n);
-void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
-                        size_t len);
-int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
-int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
-
 /* --- serve_hedgeproto.c --- */
 #define SERVE_HP_MAX 8
 int serve_hp_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
@@ -306,6 +298,14 @@ int serve_stream_broadcast(struct rpc_stream *s, void *ctx,
                            struct hedge_error *e);
 int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+/* --- serve_health.c, serve_reflection.c: the standard services of gRPC --- */
+#define SERVE_LOOKING_MAX 32
+/* In its group, and not stopping. */
+bool node_is_serving(struct hedge_node *n);
+void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
+                        size_t len);
+int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 
 /* The list as a message; pb_free()-less: members_release(). */
 int members_message(struct hedge_node *n, struct view *v,

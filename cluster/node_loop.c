@@ -160,6 +160,10 @@ static void publish_election(struct hedge_node *n, bool changed)
     n->hold = election_hold(&n->election);
     n->leader = *election_leader(&n->election);
     n->rounds = election_rounds(&n->election);
+    if (n->hold.token != 0) {
+        n->joined = true;
+        error_clear(&n->refused);
+    }
     if (changed) {
         n->leader_since++;
         pthread_cond_broadcast(&n->pub_changed);
@@ -223,6 +227,10 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
     for (size_t i = 0; i < a->n_changes; i++) {
         const struct membership_change *c = &a->changes[i];
 
+        if (c->type == MEMBERSHIP_LEADER && c->id[0] == '\0') {
+            log_info("node", "there is no leader at present");
+            continue;
+        }
         if (c->type == MEMBERSHIP_LEADER) {
             log_info("node", "leader is now \"%s\" with token %llu", c->id,
                      (unsigned long long)c->token);

@@ -100,8 +100,10 @@ int pb_call(struct rpc_channel *c, const char *path, const ProtobufCMessage *m,
     return *reply == NULL ? HEDGE_EPROTO : 0;
 }
 
-int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
-            uint64_t timeout_ms)
+static int
+send_with(int (*send)(struct rpc_stream *s, const struct rpc_out *out,
+                      uint64_t timeout_ms),
+          struct rpc_stream *s, const ProtobufCMessage *m, uint64_t timeout_ms)
 {
     struct rpc_out out = {0};
     struct pb_buf buf;
@@ -112,9 +114,21 @@ int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
     }
     out.head = buf.data;
     out.head_len = buf.len;
-    rv = rpc_stream_send(s, &out, timeout_ms);
+    rv = send(s, &out, timeout_ms);
     mem_free(buf.data);
     return rv;
+}
+
+int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms)
+{
+    return send_with(rpc_stream_send, s, m, timeout_ms);
+}
+
+int pb_post(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms)
+{
+    return send_with(rpc_stream_post, s, m, timeout_ms);
 }
 
 /* protobuf-c's strings are not const; what we put there is never changed. */
@@ -274,6 +288,9 @@ int pb_store_info(const struct sos_info *info, char *owner,
     b->info.options = &b->options;
     b->info.writers = info->writers;
     b->info.readers = info->readers;
+    b->info.missing_copies = info->missing_copies;
+    b->info.discarded_blocks = info->discarded_blocks;
+    b->info.discarded_bytes = info->discarded_bytes;
     b->uses = (Hedge__V1__TierUse *)(void *)(b + 1);
     b->pointers = (Hedge__V1__TierUse **)(void *)(b->uses + n);
     b->info.n_tiers = n;

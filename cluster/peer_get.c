@@ -86,7 +86,7 @@ static int get_send(struct lane *l, struct op *op, bool first)
     m.sequence = id->sequence;
     m.peer_incarnation = l->peer->incarnation;
     out.head_len = hedge__v1__get_request__pack(&m, head);
-    return rpc_stream_send(l->stream, &out, RPC_NO_TIMEOUT);
+    return rpc_stream_post(l->stream, &out, RPC_NO_TIMEOUT);
 }
 
 /* --- answers -------------------------------------------------------------- */

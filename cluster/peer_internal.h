@@ -42,6 +42,7 @@
 #define PEER_REFUSALS 16
 #define PEER_REFUSAL_MS 1000
 #define PEER_ANSWER_MAX 192
+#define PEER_WARN_MS 10000 /* It does not store: said once in a while. */
 #define PEER_DROPS_MAX 1024
 #define PEER_HEAD_MAX 2048
 #define PEER_ID_MAX 512
@@ -135,6 +136,7 @@ struct peer {
     uint64_t busy_until_ms; /* Not to be asked to store before. */
     struct refusal refusals[PEER_REFUSALS]; /* By stores' own limits. */
     unsigned next_refusal;
+    uint64_t warned_ms;
     char answer[PEER_ANSWER_MAX]; /* To the last put, for people. */
     struct lane put, get;
 

@@ -231,7 +231,7 @@ static int put_send(struct lane *l, struct op *op, bool first)
     op->sends_out++;
     pthread_mutex_unlock(&op->tier->lock);
     /* A peer that does not read is noticed by lane_check(). */
-    return rpc_stream_send(l->stream, &out, RPC_NO_TIMEOUT);
+    return rpc_stream_post(l->stream, &out, RPC_NO_TIMEOUT);
 }
 
 /* --- answers -------------------------------------------------------------- */
@@ -286,7 +286,9 @@ static void not_stored(struct peer *p, struct op *op,
     } else if (code == HEDGE_EREFUSED) {
         /* It has room, but not for this store. */
         remember_refusal(p, op->req->id.generation);
-    } else if (code != HEDGE_EBUSY) {
+    } else if (code != HEDGE_EBUSY &&
+               peer_now_ms() >= p->warned_ms + PEER_WARN_MS) {
+        p->warned_ms = peer_now_ms();
         log_warn("peer", "%s does not store block %u/%llu: %s", p->id,
                  op->req->id.writer, (unsigned long long)op->req->id.sequence,
                  p->answer);

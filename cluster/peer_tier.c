@@ -566,6 +566,19 @@ static bool lost(struct tier *base, const struct tier_place *place)
     return is_lost;
 }
 
+static unsigned nodes(struct tier *base)
+{
+    struct peer_tier *t = peer_tier_of(base);
+    unsigned n = 0;
+
+    pthread_mutex_lock(&t->lock);
+    for (uint32_t i = 0; i < t->n_peers; i++) {
+        n += !peer_is_lost(t->peers[i]);
+    }
+    pthread_mutex_unlock(&t->lock);
+    return n;
+}
+
 static const struct tier_ops peer_tier_ops = {
     .name = "peers",
     .put = put,
@@ -575,6 +588,7 @@ static const struct tier_ops peer_tier_ops = {
     .use = use,
     .describe = describe,
     .lost = lost,
+    .nodes = nodes,
     .free = tier_end,
 };
 

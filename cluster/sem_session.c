@@ -14,6 +14,7 @@
 
 #define OPEN_MS 15000
 #define CLOSE_MS 1000
+#define WATCH_MS 60000
 #define AGAIN_MS 100 /* After a renewal that failed. */
 
 /* A claim from before it is asked for until it is given back or lost. */
@@ -42,6 +43,8 @@ struct sem_session {
     struct sem_view view;
     struct list held;
     uint64_t next_request;
+    bool watching; /* `watch` is the loop's. */
+    struct lock_call watch;
 };
 
 static uint64_t random_id(void)
@@ -137,6 +140,40 @@ static void session_lost(struct sem_session *s)
     s->id = 0;
 }
 
+/* Something may have been taken away: the next renewal tells what. */
+static void on_watched(struct lock_call *c)
+{
+    struct sem_session *s = c->ctx;
+
+    pthread_mutex_lock(&s->lock);
+    s->watching = false;
+    if (c->call.status == 0) {
+        s->renew_at_ms = 0;
+        pthread_cond_broadcast(&s->wake);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* To be told when a grant is taken away, and not only to be answered so at the
+ * next renewal. The lock is given up for it. */
+static void watch(struct sem_session *s)
+{
+    if (s->watching || s->closing || list_empty(&s->held)) {
+        return;
+    }
+    s->watching = true;
+    lock_call_init(&s->watch, SEMAPHORE_WATCH, WATCH_MS);
+    s->watch.call.session = s->id;
+    s->watch.call.term = s->view.term;
+    s->watch.call.at = s->view.at;
+    s->watch.call.wait_ms = WATCH_MS;
+    s->watch.done = on_watched;
+    s->watch.ctx = s;
+    pthread_mutex_unlock(&s->lock);
+    locks_submit(s->node, &s->watch);
+    pthread_mutex_lock(&s->lock);
+}
+
 /* With the lock held; it is given up for the call. */
 static void renew(struct sem_session *s)
 {
@@ -162,6 +199,7 @@ static void renew(struct sem_session *s)
     if (rv == 0 && sem_view_renewed(&s->view, start, c.call.lease_ms,
                                     c.call.term, c.call.at)) {
         take_list(s, &c.call);
+        watch(s);
     } else if (rv == HEDGE_ENOTFOUND) {
         session_lost(s);
         s->renew_at_ms = 0;

@@ -318,10 +318,10 @@ void serve_deliver(struct rpc_call *call, void *ctx, const void *req,
     }
     if (e.code != 0) {
         refuse(n, call, &e);
-        msg_buf_release(&buf);
     } else {
         deliver(n, call, m, &buf);
     }
+    msg_buf_release(&buf);
     pb_free(m);
 }
 

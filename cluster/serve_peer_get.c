@@ -90,7 +90,7 @@ static int send_in_turn(struct get_stream *s, const struct rpc_out *out)
     }
     s->sending = true;
     pthread_mutex_unlock(&p->lock);
-    rv = rpc_stream_send(s->rpc, out, REPLY_SEND_MS);
+    rv = rpc_stream_post(s->rpc, out, REPLY_SEND_MS);
     pthread_mutex_lock(&p->lock);
     s->sending = false;
     if (rv != 0 && s->failed == 0) {

@@ -171,7 +171,7 @@ static int send_segment(struct reading *r, const struct segment *seg)
     out.head_len = len + wire_body_tag(out.body_len, head + len);
     out.release_arg = b;
     r->credits--;
-    return rpc_stream_send(r->stream, &out, RPC_NO_TIMEOUT);
+    return rpc_stream_post(r->stream, &out, RPC_NO_TIMEOUT);
 }
 
 static int send_end(struct reading *r, const struct segment *seg)
@@ -396,6 +396,7 @@ static int receive_read_open(struct reading *r, struct hedge_error *e)
     if (rv == 0) {
         opened.opened = true;
         opened.block_size = (uint32_t)sos_block_size(r->node->sos);
+        opened.owner = r->place.owner;
         rv = pb_send(r->stream, &opened.base, SEND_MS);
     }
     return rv;
@@ -415,6 +416,9 @@ int serve_read(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     }
     if (rv == 0) {
         await_last_credits(&r);
+    } else {
+        /* What comes before the error reaches the client. */
+        (void)rpc_stream_settle(s, SEND_MS);
     }
     pthread_mutex_lock(&r.sends->lock);
     r.sends->orphan = true;

@@ -69,12 +69,24 @@ int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
 /* A request's `data`, of either type. */
 typedef ProtobufCBinaryData *(*data_fn)(void *m);
 
+/* Room for what is announced is awaited at once; for more it is not, or those
+ * who have a part of what they need would wait for each other. */
 static int add_data(struct msg_buf *buf, const ProtobufCBinaryData *data,
-                    uint64_t until_ms, struct hedge_error *e)
+                    struct hedge_error *e)
 {
-    int rv = msg_buf_reserve(buf, buf->len + data->len, left_of(until_ms), e);
+    int rv = msg_buf_reserve(buf, buf->len + data->len, 0, e);
 
     return rv != 0 ? rv : msg_buf_append(buf, data->data, data->len);
+}
+
+static int begin_data(struct msg_buf *buf, uint64_t announced,
+                      const ProtobufCBinaryData *data, uint64_t until_ms,
+                      struct hedge_error *e)
+{
+    size_t len = announced > data->len ? (size_t)announced : data->len;
+    int rv = msg_buf_reserve(buf, len, left_of(until_ms), e);
+
+    return rv != 0 ? rv : add_data(buf, data, e);
 }
 
 /* The pieces behind the first. */
@@ -95,12 +107,25 @@ static int receive_rest(struct rpc_stream *s,
         if (m == NULL) {
             return HEDGE_EPROTO;
         }
-        rv = add_data(buf, data(m), until_ms, e);
+        rv = add_data(buf, data(m), e);
         pb_free(m);
         if (rv != 0) {
             return rv;
         }
     }
+}
+
+/* So that this node's own handlers need no copy. */
+static int share(struct msg_buf *buf, struct exchange_options *o,
+                 struct hedge_error *e)
+{
+    o->shared = msg_shared_new(buf);
+    if (o->shared == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a message");
+    }
+    o->data = o->shared->buf.data;
+    o->len = o->shared->buf.len;
+    return 0;
 }
 
 static void *receive_first(struct rpc_stream *s,
@@ -179,7 +204,7 @@ static int forward(struct hedge_node *n, struct rpc_stream *s,
     struct hedge_reply *r;
     int rv = first->direct ? check_direct(n, e) : 0;
 
-    rv = rv != 0 ? rv : add_data(buf, &first->data, until_ms, e);
+    rv = rv != 0 ? rv : begin_data(buf, first->len, &first->data, until_ms, e);
     rv = rv != 0 ? rv
                  : receive_rest(s, &hedge__v1__send_request__descriptor,
                                 send_data, until_ms, buf, e);
@@ -187,12 +212,11 @@ static int forward(struct hedge_node *n, struct rpc_stream *s,
     if (rv != 0) {
         return rv;
     }
-    o.data = buf->data;
-    o.len = buf->len;
     o.timeout_ms = left_of(until_ms);
-    rv = exchange_send(n, &o, &r, e);
+    rv = share(buf, &o, e);
+    rv = rv != 0 ? rv : exchange_send(n, &o, &r, e);
+    msg_shared_unref(o.shared);
     if (rv == 0) {
-        msg_buf_clear(buf);
         rv = send_reply(s, r);
         hedge_reply_free(r);
     }
@@ -284,7 +308,7 @@ static int spread(struct hedge_node *n, struct rpc_stream *s,
                                  .only = (const char *const *)first->to,
                                  .n_only = first->n_to,
                                  .on_reply = pass_on};
-    int rv = add_data(buf, &first->data, until_ms, e);
+    int rv = begin_data(buf, first->len, &first->data, until_ms, e);
 
     rv = rv != 0 ? rv
                  : receive_rest(s, &hedge__v1__broadcast_request__descriptor,
@@ -292,10 +316,10 @@ static int spread(struct hedge_node *n, struct rpc_stream *s,
     if (rv != 0) {
         return rv;
     }
-    o.data = buf->data;
-    o.len = buf->len;
     o.timeout_ms = left_of(until_ms);
-    rv = exchange_broadcast(n, &o, e);
+    rv = share(buf, &o, e);
+    rv = rv != 0 ? rv : exchange_broadcast(n, &o, e);
+    msg_shared_unref(o.shared);
     return rv != 0 ? rv : p.rv;
 }
 

@@ -207,7 +207,7 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
 {
     Hedge__V1__WriteReply m = HEDGE__V1__WRITE_REPLY__INIT;
     struct manifest claimed = {.records = c->records, .bytes = c->bytes};
-    struct manifest counted, *claim = NULL;
+    struct manifest *claim = NULL;
     struct sos_info info;
     int rv;
 
@@ -227,20 +227,15 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
             claimed.bytes = c->bytes != 0 ? c->bytes : claimed.bytes;
             claim = &claimed;
         }
-    } else if (c->digest.len != 0 &&
-               atomic_load(&w->sink->failed) != HEDGE_EFULL) {
+    } else if (c->digest.len != 0) {
         claim = &claimed;
     }
-    rv = sos_sink_close(w->sink, claim, &counted, e);
+    rv = sos_sink_commit(w->sink, claim, &info, e);
     w->sink = NULL;
     if (rv != 0 && rv != HEDGE_EFULL) {
         return rv;
     }
-    if (sos_store_info(w->store, &info) != 0) {
-        return HEDGE_ENOMEM;
-    }
-    info.manifest = counted;
-    if (rv == HEDGE_EFULL && !w->told_full) {
+    if (rv == HEDGE_EFULL) {
         m.full = e->text;
     }
     rv = pb_store_info(&info, w->node->id, &m.committed);

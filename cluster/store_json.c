@@ -156,6 +156,9 @@ cJSON *store_json(const Hedge__V1__StoreInfo *s)
     add_time(&m, "expires_at", s->expires_at_ms);
     add_u64(&m, "writers", s->writers);
     add_u64(&m, "readers", s->readers);
+    add_u64(&m, "missing_copies", s->missing_copies);
+    add_u64(&m, "discarded_blocks", s->discarded_blocks);
+    add_u64(&m, "discarded_bytes", s->discarded_bytes);
     add_tiers(&m, s);
     if (s->options != NULL) {
         add_options(&m, s->options);

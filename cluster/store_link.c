@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,22 @@
 #define STALL_MS 60000 /* A node that takes nothing for so long is gone. */
 #define REASON_MS 1000
 #define BLOCK_SIZE_SANE (BLOCK_SIZE_MAX)
+
+/* A stream has ended as those of nodes do that die. Both ends of a relay may
+ * say so: once is enough. */
+static int name_broken(int rv, const char *store, const char *owner,
+                       struct hedge_error *e)
+{
+    char quoted[264];
+
+    (void)snprintf(quoted, sizeof quoted, "\"%s\"", store);
+    if (e != NULL && (rv == HEDGE_EUNAVAILABLE || rv == HEDGE_ECANCELED) &&
+        strstr(e->text, quoted) == NULL) {
+        (void)error_prefix(e, "store %s: the connection to its owner %s broke",
+                           quoted, owner);
+    }
+    return rv;
+}
 
 /* --- memory --- */
 
@@ -57,10 +74,13 @@ struct buffer {
 struct remote_sink {
     struct sink base;
     struct rpc_stream *stream;
+    char *name;
+    char owner[264];
     const struct block_memory *memory;
     /* The sender's; after it has been joined, the writer's. */
     unsigned credits;
-    bool full; /* The node has said so; blocks are not sent any more. */
+    bool full;    /* The node has said so; blocks are not sent any more. */
+    bool refused; /* Its last word: not all was stored as it should be. */
     struct hedge_error error; /* Valid once base.failed is set. */
     Hedge__V1__StoreInfo *committed;
 
@@ -100,6 +120,7 @@ static void take_reply(struct remote_sink *s, Hedge__V1__WriteReply *r)
         (void)sink_fail(s, HEDGE_EFULL, &e);
     }
     if (r->committed != NULL) {
+        s->refused = r->full[0] != '\0';
         s->committed = r->committed;
         r->committed = NULL;
     }
@@ -117,7 +138,7 @@ static int receive(struct remote_sink *s, uint64_t timeout_ms,
         rv = error_set(e, HEDGE_EPROTO, "the node has ended the stream early");
     }
     if (rv != 0) {
-        return rv;
+        return name_broken(rv, s->name, s->owner, e);
     }
     r = pb_from_msg(&hedge__v1__write_reply__descriptor, &msg, e);
     if (r == NULL) {
@@ -251,7 +272,7 @@ static void send_block(struct remote_sink *s, struct buffer *b)
     }
     out.head_len = wire_body_tag(out.body_len, tag);
     s->credits--;
-    rv = rpc_stream_send(s->stream, &out, STALL_MS);
+    rv = rpc_stream_post(s->stream, &out, STALL_MS);
     if (rv != 0) {
         rv = why_broken(s, rv, &e);
         (void)sink_fail(s, rv, &e);
@@ -372,6 +393,7 @@ static void remote_sink_free(struct remote_sink *s)
     pthread_cond_destroy(&s->filled);
     pthread_mutex_destroy(&s->lock);
     pb_free(s->committed);
+    mem_free(s->name);
     mem_free(s);
 }
 
@@ -414,6 +436,7 @@ static int take_opened(struct remote_sink *s, Hedge__V1__WriteReply *r,
                          r->opened->owner)) {
         return error_set(e, HEDGE_EPROTO, "the node's answer makes no sense");
     }
+    memcpy(s->owner, opened->owner, sizeof s->owner);
     s->base.generation = r->opened->generation;
     s->base.writer = r->opened->writer;
     s->base.block_size = r->opened->block_size;
@@ -468,6 +491,11 @@ int remote_sink_open(struct rpc_channel *c, const struct store_link_open *o,
     }
     s->base.ops = &remote_sink_ops;
     s->memory = o->memory != NULL ? o->memory : block_memory_heap();
+    s->name = mem_strdup(o->name);
+    if (s->name == NULL) {
+        mem_free(s);
+        return error_set(e, HEDGE_ENOMEM, "no memory for a writer");
+    }
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->freed, NULL);
     pthread_cond_init(&s->filled, NULL);
@@ -539,8 +567,8 @@ int remote_sink_close(struct sink *base, const struct manifest *claimed,
     if (failed == 0 || failed == HEDGE_EFULL) {
         (void)send_commit(s, claimed);
         rv = await_committed(s, out, e);
-        /* It may have become full on the way. */
-        if (rv == 0 && s->full) {
+        /* Being full is no failure unless something was refused. */
+        if (rv == 0 && s->refused) {
             *e = s->error;
             rv = HEDGE_EFULL;
         }
@@ -577,6 +605,7 @@ struct remote_source {
     struct rpc_stream *stream;
     const struct block_memory *memory;
     char *name;
+    char owner[264];
     unsigned window;
     struct store_link_opened *redirect; /* May be filled; while opening. */
     unsigned owed; /* Segments delivered, whose credit has not gone back. */
@@ -592,7 +621,7 @@ static int grant(struct remote_source *s)
     int rv;
 
     m.credits = s->owed;
-    rv = pb_send(s->stream, &m.base, STALL_MS);
+    rv = pb_post(s->stream, &m.base, STALL_MS);
     s->owed = 0;
     return rv;
 }
@@ -696,6 +725,7 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
         rv = error_set(e, HEDGE_EPROTO, "a second `opened`");
     } else if (rv == 0 && r->opened) {
         s->opened = true;
+        (void)member_set_text(s->owner, sizeof s->owner, r->owner);
         s->base.block_size = r->block_size;
         rv = r->block_size >= BLOCK_SIZE_MIN && r->block_size <= BLOCK_SIZE_SANE
                  ? HEDGE_EAGAIN
@@ -749,7 +779,7 @@ static int remote_next(struct source *base, uint64_t timeout_ms,
                              "the stream ended before the data did");
         }
         if (rv != 0) {
-            return rv;
+            return name_broken(rv, s->name, s->owner, e);
         }
         rv = take_segment(s, &msg, seg, e);
         rpc_msg_release(&msg);

@@ -155,7 +155,7 @@ static int call_leader(struct hedge_node *n, const char *path,
         rv = pb_call(c->rpc, path, m, type, deadline > now ? deadline - now : 1,
                      reply, e);
         node_channel_put(n, c);
-        if (!worth_retrying(rv) || clock_mono_ms() >= deadline) {
+        if (!worth_retrying(rv) || n->closing || clock_mono_ms() >= deadline) {
             return rv;
         }
         clock_sleep_ms(RETRY_MS);

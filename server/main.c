@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 
 #define EXIT_FAILED 1
 #define EXIT_USAGE 2
@@ -22,6 +23,31 @@ static void raise_file_limit(void)
         r.rlim_cur = r.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &r);
     }
+}
+
+#define JOIN_LOOK_NS 100000000
+
+/* Wait for one of the signals, or until the group refuses a node that was
+ * never in it: < 0. */
+static int await_signal(struct hedge_node *node, const sigset_t *set, int *sig)
+{
+    const struct timespec look = {.tv_nsec = JOIN_LOOK_NS};
+    struct hedge_error e = {0};
+    int rv;
+
+    *sig = 0;
+    while ((rv = hedge_node_joined(node, &e)) == HEDGE_EAGAIN) {
+        *sig = sigtimedwait(set, NULL, &look);
+        if (*sig > 0) {
+            return 0;
+        }
+    }
+    if (rv != 0) {
+        fprintf(stderr, "hedged: node %s is %s\n", hedge_node_name(node),
+                e.text);
+        return rv;
+    }
+    return sigwait(set, sig) == 0 ? 0 : HEDGE_EINTERNAL;
 }
 
 static int start(struct options *o, struct daemon_handlers *d,
@@ -79,14 +105,16 @@ static int run(struct options *o)
         log_info("hedged", "HTTP on %s", o->http);
     }
     do {
-        (void)sigwait(&set, &sig);
-    } while (sig == SIGHUP);
-    log_info("hedged", "signal %d: stopping", sig);
+        rv = await_signal(node, &set, &sig);
+    } while (rv == 0 && sig == SIGHUP);
+    if (rv == 0) {
+        log_info("hedged", "signal %d: stopping", sig);
+    }
     http_quiesce(http);
     hedge_node_stop(node);
     http_free(http);
     daemon_handlers_release(&handlers);
-    return 0;
+    return rv == 0 ? 0 : EXIT_FAILED;
 }
 
 int main(int argc, char **argv)

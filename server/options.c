@@ -127,8 +127,6 @@ static const struct flag flags[] = {
      "keep blocks of silent owners for this long (two leases)"},
     {"--io", CUSTOM, "auto|uring|threads", 0, parse_io,
      "how the disk is used (auto)"},
-    {"--line-protocol", CUSTOM, "on|off", 0, parse_line_protocol,
-     "the reference's, on the --listen address (on)"},
     {"--leader-handler", TEXT, "CMD", offsetof(struct options, leader_cmd),
      NULL,
      "run for each message to the leader: it is CMD's input, the output is "
@@ -136,6 +134,8 @@ static const struct flag flags[] = {
     {"--broadcast-handler", TEXT, "CMD",
      offsetof(struct options, broadcast_cmd), NULL,
      "the same for each broadcast"},
+    {"--line-protocol", CUSTOM, "on|off", 0, parse_line_protocol,
+     "the reference's, on the --listen address (on)"},
     {"--insecure", FLAG, NULL, offsetof(struct options, insecure), NULL,
      "allow addresses that are not loopback, without TLS"},
     {"--config", CUSTOM, "FILE", 0, parse_config,
@@ -146,7 +146,7 @@ static const struct flag flags[] = {
     {"--log-format", CUSTOM, "text|json", 0, parse_log_format,
      "of the log on stderr (text)"},
     {"--version", FLAG, NULL, 0, NULL, "print the version and end"},
-    {"--help", FLAG, NULL, 0, NULL, "print this and end"},
+    {"--help", FLAG, NULL, 0, NULL, "print this and end; -h does the same"},
 };
 #define N_FLAGS (sizeof flags / sizeof flags[0])
 
@@ -324,6 +324,17 @@ static int parse_config(struct options *o, const char *path,
     return rv;
 }
 
+static int check_cmds(const struct options *o, struct hedge_error *e)
+{
+    struct daemon_handlers d;
+    int rv = daemon_handlers_init(&d, o->leader_cmd, o->broadcast_cmd, e);
+
+    if (rv == 0) {
+        daemon_handlers_release(&d);
+    }
+    return rv;
+}
+
 static int check_http(const struct options *o, struct hedge_error *e)
 {
     char host[UNITS_HOST_MAX];
@@ -338,17 +349,6 @@ static int check_http(const struct options *o, struct hedge_error *e)
                          o->http);
     }
     return 0;
-}
-
-static int check_cmds(const struct options *o, struct hedge_error *e)
-{
-    struct daemon_handlers d;
-    int rv = daemon_handlers_init(&d, o->leader_cmd, o->broadcast_cmd, e);
-
-    if (rv == 0) {
-        daemon_handlers_release(&d);
-    }
-    return rv;
 }
 
 static int check(const struct options *o, struct hedge_error *e)
@@ -390,7 +390,10 @@ int options_parse(int argc, char **argv, struct options *out,
     out->node.sync_interval_ms = 1000;
     out->log_level = LOG_INFO;
     for (int i = 1; i < argc && rv > 0; i += rv) {
-        if (strncmp(argv[i], "--", 2) != 0) {
+        if (strcmp(argv[i], "-h") == 0) {
+            out->action = OPTIONS_HELP;
+            rv = 1;
+        } else if (strncmp(argv[i], "--", 2) != 0) {
             rv = error_set(e, HEDGE_EINVAL,
                            "\"%s\" is not a flag; hedged --help lists them",
                            argv[i]);

@@ -114,6 +114,15 @@ static int empty_dir(const char *dir, struct hedge_error *e)
     return 0;
 }
 
+/* Nothing of it is of use in another life. */
+static void leave_nothing(struct catalog_db *db)
+{
+    if (db->dir_fd >= 0) {
+        (void)unlinkat(db->dir_fd, "data.mdb", 0);
+        (void)unlinkat(db->dir_fd, "lock.mdb", 0);
+    }
+}
+
 static int try_open(struct catalog_db *db, const char *dir, size_t map_size)
 {
     unsigned flags = MDB_NOSYNC | MDB_NOMETASYNC | MDB_NOTLS | MDB_NOMEMINIT;
@@ -241,6 +250,7 @@ void catalog_db_free(struct catalog_db *db)
     if (db->env != NULL) {
         mdb_env_close(db->env);
     }
+    leave_nothing(db);
     if (db->dir_fd >= 0) {
         close(db->dir_fd);
     }

@@ -92,7 +92,7 @@ bool fetch_open(struct fetch *f, const struct catalog_entry *e,
 
     assert(!f->used && e->n_copies > 0);
     f->entry = *e;
-    f->copy = 0;
+    f->copy = f->n_tried = 0;
     f->failed = f->loading = f->verified = f->own = false;
     if (e->copies[0].where == CATALOG_MEMORY) {
         /* If it leaves or is discarded meanwhile it becomes the reader's. */
@@ -163,19 +163,53 @@ static int fetch_verify(struct fetch *f, struct hedge_error *e)
     return rv;
 }
 
-/* The next copy, if there is one and nobody has discarded the block. */
+static bool was_tried(const struct fetch *f, const struct catalog_copy *copy)
+{
+    for (unsigned i = 0; i < f->n_tried; i++) {
+        const struct catalog_copy *t = &f->tried[i];
+
+        if (t->where == copy->where && t->place.addr == copy->place.addr &&
+            t->place.unit == copy->place.unit) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* store->lock held. A copy to be read that has not failed; n_copies: none. */
+static unsigned next_copy(const struct fetch *f, const struct catalog_entry *e)
+{
+    unsigned i = 0;
+
+    while (i < e->n_copies && (e->copies[i].where == CATALOG_MEMORY ||
+                               was_tried(f, &e->copies[i]))) {
+        i++;
+    }
+    return i;
+}
+
+/* Another copy, of those there are by now, if nobody has discarded the block:
+ * one may have been made again while the first was waited for. */
 static bool fetch_again(struct fetch *f)
 {
     struct sos_store *store = f->store;
     struct catalog_entry e;
-    bool again;
+    bool again = false;
+    unsigned i;
 
+    if (f->n_tried == sizeof f->tried / sizeof f->tried[0]) {
+        return false;
+    }
+    f->tried[f->n_tried++] = f->entry.copies[f->copy];
     pthread_mutex_lock(&store->lock);
-    again = f->copy + 1 < f->entry.n_copies &&
-            catalog_get(store->sos->catalog, &f->entry.id, &e) == 0;
-    if (again) {
-        f->copy++;
-        fetch_start(f);
+    if (catalog_get(store->sos->catalog, &f->entry.id, &e) == 0) {
+        i = next_copy(f, &e);
+        again = i < e.n_copies;
+        if (again) {
+            f->entry = e;
+            f->copy = i;
+            fetch_start(f);
+        }
     }
     pthread_mutex_unlock(&store->lock);
     return again;

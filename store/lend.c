@@ -263,7 +263,7 @@ static void on_lent_to_disk(struct tier_req *tier_req)
     pthread_mutex_lock(&s->lend_lock);
     req->status = tier_req->status;
     if (req->status == HEDGE_ENOSPC) {
-        (void)refuse(s, req->status, &req->error);
+        req->status = refuse(s, HEDGE_EREFUSED, &req->error);
     } else if (req->status != 0) {
         req->error = tier_req->error;
     } else if (p->dead) {
@@ -319,9 +319,9 @@ static int store_on_disk(struct sos *s, struct part *p, uint64_t limit,
         s->disk_lent -= padded;
         p->disk_used -= padded;
         p->inflight--;
-        (void)(rv == HEDGE_ENOSPC ? refuse(s, rv, &req->error)
-                                  : error_set(&req->error, rv, "disk of %s: %s",
-                                              s->node, hedge_strerror(rv)));
+        rv = rv == HEDGE_ENOSPC ? refuse(s, HEDGE_EREFUSED, &req->error)
+                                : error_set(&req->error, rv, "disk of %s: %s",
+                                            s->node, hedge_strerror(rv));
     }
     return rv;
 }

@@ -51,6 +51,13 @@ void sos_sink_error(struct sink *base, struct hedge_error *out)
     (void)sink_status(sink_of(base), out);
 }
 
+/* The writer asks because one of its calls is about to fail. */
+static void sink_why(struct sink *base, struct hedge_error *out)
+{
+    sink_of(base)->told = true;
+    (void)sink_status(sink_of(base), out);
+}
+
 /* The one block a writer has claimed is still on its way. */
 static void wait_filled(struct sos_sink *sink)
 {
@@ -76,6 +83,7 @@ static int sink_block(struct sink *base, void **block, struct hedge_error *e)
         int rv = sink_status(sink, e);
 
         if (rv != 0) {
+            sink->told = true;
             return rv;
         }
         if (sink->store->dead) {
@@ -163,7 +171,9 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
         store->next_ordinal++;
         sink->tally = tally;
         store->states[h->id.writer].open_sequence = tally.open_sequence;
-        use_add(store, e, copy, 1);
+        store->n_blocks++;
+        use_add(store->sos, &store->uses, e, copy, 1);
+        use_add(store->sos, &sink->uses, e, copy, 1);
         if (leaves) {
             store->inflight++;
             sink->inflight++;
@@ -184,6 +194,7 @@ static void tell_full(struct sos_sink *sink)
 
     describe_limits(sink->store, &why);
     pthread_mutex_lock(&sink->store->lock);
+    sink->short_of_copies = describe_copies(sink->store, 1, &why);
     sink_fail(sink, HEDGE_EFULL, why.text);
     pthread_mutex_unlock(&sink->store->lock);
 }
@@ -310,10 +321,8 @@ static int sink_put(struct sink *base, void *block,
     return 0;
 }
 
-static const struct sink_ops sos_sink_ops = {.block = sink_block,
-                                             .put = sink_put,
-                                             .back = sink_back,
-                                             .why = sos_sink_error};
+static const struct sink_ops sos_sink_ops = {
+    .block = sink_block, .put = sink_put, .back = sink_back, .why = sink_why};
 
 /* store->lock held. */
 static int register_writer(struct sos_store *store, uint32_t *id,
@@ -379,8 +388,12 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
         mem_free(sink);
         return refuse_busy(s, e);
     }
+    tally_init(&sink->tally);
     pthread_mutex_lock(&store->lock);
     rv = register_writer(store, &sink->base.writer, e);
+    if (rv == 0) {
+        list_push(&store->sinks, &sink->link);
+    }
     pthread_mutex_unlock(&store->lock);
     if (rv != 0) {
         arena_unclaim(s->arena, ARENA_FILL, 1);
@@ -392,7 +405,6 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
     sink->base.generation = store->generation;
     sink->base.block_size = s->block_size;
     sink->store = store;
-    tally_init(&sink->tally);
     *out = &sink->base;
     return 0;
 }
@@ -402,6 +414,19 @@ static void wait_settled(struct sos_sink *sink)
 {
     while (sink->inflight > 0) {
         pthread_cond_wait(&sink->store->changed, &sink->store->lock);
+    }
+}
+
+/* store->lock held. */
+static void drop_counts(struct sos_sink *sink, const struct block_id *id)
+{
+    struct sos *s = sink->store->sos;
+    struct catalog_entry e;
+
+    if (catalog_get(s->catalog, id, &e) == 0) {
+        for (unsigned i = 0; i < e.n_copies; i++) {
+            use_add(s, &sink->uses, &e, &e.copies[i], -1);
+        }
     }
 }
 
@@ -418,6 +443,7 @@ static void drop_unfinished(struct sos_sink *sink)
     }
     for (id.sequence = sink->tally.open_sequence + 1;
          id.sequence < sink->tally.next_sequence; id.sequence++) {
+        drop_counts(sink, &id);
         store_discard(store, &id, true);
     }
 }
@@ -431,6 +457,7 @@ static void unregister_writer(struct sos_sink *sink, bool aborted)
     store->states[sink->base.writer].ended = true;
     store->aborted = store->aborted || aborted;
     store->writers--;
+    list_remove(&sink->link);
     store_idle_check(store);
     pthread_cond_broadcast(&store->changed);
 }
@@ -442,23 +469,37 @@ static void sink_free(struct sos_sink *sink)
     if (!sink->homed) {
         arena_unclaim(store->sos->arena, ARENA_FILL, 1);
     }
+    mem_free(sink->uses.all);
     mem_free(sink);
     sos_store_unref(store);
 }
 
-int sos_sink_close(struct sink *base, const struct manifest *claimed,
-                   struct manifest *out, struct hedge_error *e)
+struct manifest sink_so_far(struct list *link)
 {
-    struct sos_sink *sink = sink_of(base);
+    struct sos_sink *sink = container_of(link, struct sos_sink, link);
+
+    return tally_result(&sink->tally);
+}
+
+/* store->lock held. Ends the writer once its blocks are where they stay. */
+static int sink_end(struct sos_sink *sink, const struct manifest *claimed,
+                    struct manifest *out, struct hedge_error *e)
+{
     struct sos_store *store = sink->store;
     struct manifest m;
-    bool aborted = false;
+    bool aborted = false, refused;
     int rv;
 
-    pthread_mutex_lock(&store->lock);
     wait_settled(sink);
     m = tally_result(&sink->tally);
-    rv = atomic_load(&base->failed);
+    rv = atomic_load(&sink->base.failed);
+    /* A writer that has heard of it through others has stopped by itself. */
+    refused = rv == HEDGE_EFULL &&
+              (sink->told || sink->short_of_copies ||
+               (claimed != NULL && !manifest_equal(claimed, &m)));
+    if (rv == HEDGE_EFULL && !refused) {
+        rv = 0; /* All of it has found a home. */
+    }
     if (rv != 0 && e != NULL) {
         *e = sink->error;
     }
@@ -466,7 +507,7 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
         rv = error_set(e, HEDGE_ENOTFOUND,
                        "store \"%s\" was removed while it was written",
                        store->name);
-    } else if (claimed != NULL && !manifest_equal(claimed, &m)) {
+    } else if (claimed != NULL && !refused && !manifest_equal(claimed, &m)) {
         rv = error_set(e, HEDGE_ECORRUPT,
                        "store \"%s\": the writer sent %llu records of %llu "
                        "bytes, %llu of %llu arrived",
@@ -480,8 +521,52 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
     }
     *out = m; /* Perhaps the same as `claimed`. */
     unregister_writer(sink, aborted);
+    return rv;
+}
+
+int sos_sink_close(struct sink *base, const struct manifest *claimed,
+                   struct manifest *out, struct hedge_error *e)
+{
+    struct sos_sink *sink = sink_of(base);
+    struct sos_store *store = sink->store;
+    int rv;
+
+    pthread_mutex_lock(&store->lock);
+    rv = sink_end(sink, claimed, out, e);
     pthread_mutex_unlock(&store->lock);
     sink_free(sink);
+    return rv;
+}
+
+int sos_sink_commit(struct sink *base, const struct manifest *claimed,
+                    struct sos_info *out, struct hedge_error *e)
+{
+    struct sos_sink *sink = sink_of(base);
+    struct sos_store *store = sink->store;
+    struct sos_use *uses;
+    struct manifest m;
+    uint64_t copies;
+    unsigned n;
+    int rv, info;
+
+    pthread_mutex_lock(&store->lock);
+    rv = sink_end(sink, claimed, &m, e);
+    uses = uses_list(store->sos, &sink->uses, &n, &copies);
+    pthread_mutex_unlock(&store->lock);
+    info = sos_store_info(store, out);
+    sink_free(sink);
+    mem_free(out->uses);
+    out->uses = uses;
+    out->n_uses = n;
+    out->manifest = m;
+    if (rv != 0 && rv != HEDGE_EFULL) {
+        mem_free(uses);
+        memset(out, 0, sizeof *out);
+    } else if (info != 0 || uses == NULL) {
+        mem_free(uses);
+        memset(out, 0, sizeof *out);
+        rv = error_set(e, HEDGE_ENOMEM, "no memory for the answer");
+    }
     return rv;
 }
 

@@ -34,6 +34,8 @@ struct sos_options {
     uint64_t lend_mem, lend_disk; /* What other nodes may use. */
     uint64_t lend_lease_ms; /* As sos_lend_renew()'s, before the first of them;
                              * 0: 20 s. */
+    uint64_t drain_ms; /* How long a full store waits for readers that discard,
+                        * after each block; 0: 10 s. */
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
@@ -47,6 +49,8 @@ int sos_new(const struct sos_options *o, struct sos **out,
             struct hedge_error *e);
 /* All sinks and sources must be closed. Frees the remote tier, too. */
 void sos_free(struct sos *s);
+/* The node is about to stop: nobody waits for room any more. NULL: nothing. */
+void sos_hurry(struct sos *s);
 /* Other nodes' tier; before the first store. The sos owns it from now on. */
 void sos_set_remote(struct sos *s, struct tier *remote);
 
@@ -107,13 +111,16 @@ struct sos_use {
 struct sos_info {
     char name[256];
     uint64_t generation;
-    struct manifest manifest; /* Closed writers' sum. */
+    struct manifest manifest; /* Of open writers: what they have sealed. */
     enum store_state state;
     uint64_t expires_at_ms; /* Wall clock; 0 while in use. */
     unsigned writers, readers;
     struct sos_store_options options;
     unsigned n_uses;
-    struct sos_use *uses; /* mem_free() it. */
+    struct sos_use *uses; /* mem_free() it. Without what is lost. */
+    /* Of the blocks there are: never made, or lost with their nodes. */
+    uint64_t missing_copies;
+    uint64_t discarded_blocks, discarded_bytes;
 };
 
 int sos_store_info(struct sos_store *store, struct sos_info *out);
@@ -135,11 +142,17 @@ void sos_repair(struct sos *s);
 /* A writer of the store. HEDGE_EBUSY when no block can be had for it. */
 int sos_sink_open(struct sos_store *store, struct sink **out,
                   struct hedge_error *e);
-/* Wait until every block is stored where it stays. `claimed` is what the other
- * end counted (NULL: not told); a difference is HEDGE_ECORRUPT and aborts.
- * Frees the sink in any case. `out` is the writer's part. */
+/* Wait until every block is stored where it stays. HEDGE_EFULL when one was
+ * refused, or has fewer copies than wanted: not when the last ones fitted
+ * nowhere but where they were, and nothing came after them. `claimed` is what
+ * the other end counted (NULL: not told); a difference is HEDGE_ECORRUPT and
+ * aborts. Frees the sink in any case. `out` is the writer's part. */
 int sos_sink_close(struct sink *sink, const struct manifest *claimed,
                    struct manifest *out, struct hedge_error *e);
+/* The same; *out is the writer's part: its manifest, and where its blocks have
+ * gone. Set unless the result is an error other than HEDGE_EFULL. */
+int sos_sink_commit(struct sink *sink, const struct manifest *claimed,
+                    struct sos_info *out, struct hedge_error *e);
 /* The writer has vanished: the store is aborted. Frees the sink. */
 void sos_sink_abort(struct sink *sink);
 /* Why sink->failed is set. */

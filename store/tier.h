@@ -99,6 +99,8 @@ struct tier_ops {
      * node's. The strings live as long as the tier. */
     void (*describe)(struct tier *t, const struct tier_place *place,
                      const char **node, const char **kind);
+    /* How many nodes there are now, full ones too. NULL: one. */
+    unsigned (*nodes)(struct tier *t);
     /* Is what is there gone for good, with its node? NULL: never. */
     bool (*lost)(struct tier *t, const struct tier_place *place);
     /* Waits for what is in flight, then frees. */

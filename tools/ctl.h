@@ -36,8 +36,8 @@ int ctl_check_name(const char *name);
 extern const struct cli_command cluster_commands[];
 extern const struct cli_command sos_commands[];
 extern const struct cli_command msg_commands[];
-extern const struct cli_command msg_stream_commands[];
 extern const struct cli_command sem_commands[];
 extern const struct cli_command log_commands[];
+extern const struct cli_command msg_stream_commands[];
 
 #endif

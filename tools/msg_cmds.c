@@ -124,6 +124,7 @@ static int run_send(const struct cli_call *call)
         return status;
     }
     m.retries = retries;
+    m.len = p.len;
     rv = rpc_stream_open(client_channel(c), "/hedge.v1.Messages/Send",
                          client_left_ms(c), &s);
     if (rv != 0) {
@@ -300,6 +301,7 @@ static int run_broadcast(const struct cli_call *call)
     }
     status = status != CLI_DONE ? status : read_payload(call, &p);
     status = status != CLI_DONE ? status : ctl_connect(call->ctx, &c);
+    m.len = p.len;
     status = status != CLI_DONE ? status : spread(call, c, &m, &p);
     client_free(c);
     mem_free(p.data);

@@ -40,6 +40,25 @@ static void print_options(const Hedge__V1__StoreOptions *o)
     (void)putchar('\n');
 }
 
+/* What is not there: lost or not yet made, and what readers have freed. */
+static void print_absent(const Hedge__V1__StoreInfo *s)
+{
+    uint32_t replicas = s->options != NULL ? s->options->replicas : 1;
+    char a[UNITS_SIZE_TEXT];
+
+    if (s->missing_copies > 0 && replicas > 1) {
+        printf("%-10s %u of each block are wanted; %" PRIu64 " are missing\n",
+               "copies", replicas, s->missing_copies);
+    } else if (s->missing_copies > 0) {
+        printf("%-10s %" PRIu64 " blocks, with the nodes that held them\n",
+               "lost", s->missing_copies);
+    }
+    if (s->discarded_blocks > 0) {
+        printf("%-10s %" PRIu64 " blocks (%s), by readers\n", "discarded",
+               s->discarded_blocks, units_format_size(s->discarded_bytes, a));
+    }
+}
+
 void store_info_text(const Hedge__V1__StoreInfo *s)
 {
     char a[UNITS_SIZE_TEXT], when[CLOCK_RFC3339_SIZE];
@@ -61,6 +80,7 @@ void store_info_text(const Hedge__V1__StoreInfo *s)
     if (s->options != NULL) {
         print_options(s->options);
     }
+    print_absent(s);
     (void)putchar('\n');
     for (size_t i = 0; i < s->n_tiers; i++) {
         table_text(t, s->tiers[i]->node);

@@ -23,6 +23,7 @@
 #include "store/base/error.h"
 
 #include <lmdb.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define LMDB_READERS_MAX 4096u
@@ -61,6 +62,11 @@ void lmdb_write_abort(struct lmdb_env *env, MDB_txn *txn);
  * resets it) and is NULL the first time. One thread at a time uses it. */
 int lmdb_read_begin(struct lmdb_env *env, MDB_txn **txn, struct hedge_error *e);
 void lmdb_read_end(MDB_txn *txn);
+
+/* A meta page could not be written: LMDB refuses everything from then on
+ * (HEDGE_EIO). When all in this process have closed the environment, it can be
+ * opened again; until then opening is HEDGE_EBUSY. */
+bool lmdb_env_is_broken(struct lmdb_env *env);
 
 /* The hedge code of an LMDB one, with "what: LMDB's text". */
 int lmdb_error(struct hedge_error *e, int rc, const char *what);

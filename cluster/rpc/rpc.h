@@ -141,6 +141,7 @@ void rpc_fail(struct rpc_call *c, int code, const char *text);
 bool rpc_call_is_cancelled(struct rpc_call *c);
 /* What is left of the caller's deadline; UINT64_MAX: it has none. */
 uint64_t rpc_call_left_ms(const struct rpc_call *c);
+uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
 /* For calls that wait long: `fn` runs once, on the I/O thread or inside this
  * call, when the call is over; `gone`: before it was answered, or before the
  * answer had left. At most once per call, before it is answered; `fn` must not
@@ -206,14 +207,21 @@ int rpc_stream_open(struct rpc_channel *c, const char *path,
  * been received yet. */
 int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms);
+/* The same without waiting for this message: it returns once the one before has
+ * been taken, so that the transport always has one to go on with. What becomes
+ * of this one, the next call or the stream's end tells. */
+int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out,
+                    uint64_t timeout_ms);
+/* Wait until all that was posted has been taken. */
+int rpc_stream_settle(struct rpc_stream *s, uint64_t timeout_ms);
 /* Client: no more messages will be sent. */
 int rpc_stream_close_send(struct rpc_stream *s);
 /* The same without waiting, for one thread with many streams. A message is
  * taken when nothing else is on its way, else HEDGE_EAGAIN; `out` is released
  * in any case. The end of sending waits its turn by itself. */
-int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out);
-int rpc_stream_post_close(struct rpc_stream *s);
-bool rpc_stream_can_post(struct rpc_stream *s);
+int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out);
+int rpc_stream_end_send(struct rpc_stream *s);
+bool rpc_stream_can_send(struct rpc_stream *s);
 /* Have `fn` called whenever there may be something to receive, room to send,
  * or an end; once at once. Any thread; it must not block and not call rpc. */
 typedef void (*rpc_notify_fn)(void *arg);
@@ -227,8 +235,6 @@ int rpc_stream_recv(struct rpc_stream *s, uint64_t timeout_ms,
                     struct rpc_msg *msg, struct hedge_error *e);
 /* Both ends see HEDGE_ECANCELED; calls in progress return. Any thread. */
 void rpc_stream_cancel(struct rpc_stream *s);
-/* What is left of the time of the whole stream; RPC_NO_TIMEOUT: no end. */
-uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
 /* Server: the client has gone, cancelled, or run out of time. Client: the
  * stream has ended other than in good order. Cheap; any thread. */
 bool rpc_stream_is_cancelled(struct rpc_stream *s);

@@ -66,7 +66,7 @@ struct rpc_server {
 
 struct rpc_call {
     unsigned magic;
-    struct rpc_tag arrived, answered, closed, over;
+    struct rpc_tag arrived, answered, closed;
     void (*watch_fn)(void *arg, bool gone); /* NULL: nobody watches. */
     void *watch_arg;
     struct method *method;
@@ -150,25 +150,35 @@ static void on_closed(struct rpc_tag *t, bool ok)
 {
     struct rpc_call *c = container_of(t, struct rpc_call, closed);
 
-    (void)ok; /* It always succeeds. */
-    atomic_store(&c->cancelled, c->gone != 0);
+    atomic_store(&c->cancelled, !ok || c->gone != 0);
+    if (c->watch_fn != NULL) {
+        c->watch_fn(c->watch_arg, !ok || c->gone != 0);
+    }
     call_unref(c);
+}
+
+/* Have on_closed() called when the call is over. */
+static bool call_await_close(struct rpc_call *c)
+{
+    grpc_op op;
+
+    assert(c->magic == CALL_MAGIC && !c->done && !c->watched);
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    op.data.recv_close_on_server.cancelled = &c->gone;
+    atomic_fetch_add(&c->refs, 1);
+    c->watched = true;
+    if (rpc_start(c->call, &op, 1, &c->closed) != 0) {
+        c->watched = false;
+        atomic_fetch_sub(&c->refs, 1);
+    }
+    return c->watched;
 }
 
 bool rpc_call_is_cancelled(struct rpc_call *c)
 {
-    grpc_op op;
-
-    assert(c->magic == CALL_MAGIC && !c->done);
     if (!c->watched) {
-        memset(&op, 0, sizeof op);
-        op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-        op.data.recv_close_on_server.cancelled = &c->gone;
-        atomic_fetch_add(&c->refs, 1);
-        c->watched = rpc_start(c->call, &op, 1, &c->closed) == 0;
-        if (!c->watched) {
-            atomic_fetch_sub(&c->refs, 1);
-        }
+        (void)call_await_close(c);
     }
     return atomic_load(&c->cancelled);
 }
@@ -191,7 +201,7 @@ static void call_answer(struct rpc_call *c, int code, const char *text)
         ops[n++].data.send_message.send_message = c->reply;
     }
     rpc_status_op_init(&st, &ops[n++], code, text);
-    if (!c->watched && c->watch_fn == NULL) {
+    if (!c->watched) {
         ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
         ops[n++].data.recv_close_on_server.cancelled = &c->gone;
     }
@@ -231,29 +241,14 @@ uint64_t rpc_call_left_ms(const struct rpc_call *c)
     return rpc_left_ms(rpc_until_from(c->deadline));
 }
 
-static void on_over(struct rpc_tag *t, bool ok)
-{
-    struct rpc_call *c = container_of(t, struct rpc_call, over);
-
-    c->watch_fn(c->watch_arg, !ok || c->gone != 0);
-    call_unref(c);
-}
-
 void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
                     void *arg)
 {
-    grpc_op op;
-
-    assert(c->magic == CALL_MAGIC && c->watch_fn == NULL);
-    memset(&op, 0, sizeof op);
-    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-    op.data.recv_close_on_server.cancelled = &c->gone;
+    assert(c->watch_fn == NULL && !c->watched);
     c->watch_fn = fn;
     c->watch_arg = arg;
-    c->over = RPC_TAG_INIT(on_over);
-    atomic_fetch_add(&c->refs, 1);
-    if (rpc_start_here(c->call, &op, 1, &c->over) != 0) {
-        on_over(&c->over, false);
+    if (!call_await_close(c)) {
+        fn(arg, true);
     }
 }
 

@@ -407,16 +407,19 @@ class Crowd(DaemonTest):
             c.close()
 
     def test_not_ready(self):
-        self.node()
-        stranger = self.node(start=False, http=True, block_size="256K")
-        stranger.start(wait=False)
-        stranger.wait_ready(leader=False)
-        self.assertEqual(request(stranger, "/livez")[0], 200)
-        status, body = request(stranger, "/readyz")
-        self.assertEqual(status, 503)
-        self.assertIn(b"[-]group failed: ", body)
+        # The leader has died, and its lease has long to run.
+        leader = self.node(lease="60s")
+        node = self.node(http=True, lease="60s")
+        self.assertEqual(request(node, "/readyz")[0], 200)
+        leader.kill()
+        wait_until("the node to miss its leader",
+                   lambda: request(node, "/readyz")[0] == 503)
+        self.assertEqual(request(node, "/livez")[0], 200)
+        body = request(node, "/readyz")[1]
+        self.assertIn(b"failed: ", body)
         self.assertIn(b"readyz check failed", body)
-        self.assertEqual(request(stranger, "/readyz?exclude=group")[0], 200)
+        self.assertEqual(
+            request(node, "/readyz?exclude=group&exclude=leader")[0], 200)
 
     def test_messages_that_fail(self):
         node = self.node(http=True, leader_handler="false",

@@ -1,0 +1,747 @@
+/* The log's storage: what each question answers, what is refused, and rows
+ * that are damaged. test_kvlog_model.c asks at random. */
+#include "store/kvlog.h"
+#include "store/kvlog_internal.h"
+#include "store/base/bytes.h"
+#include "store/base/mem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/lib/kvlog_box.h"
+
+static struct kvlog_box box;
+
+static int setup(void **state)
+{
+    (void)state;
+    kvlog_box_init(&box);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    kvlog_box_release(&box);
+    return 0;
+}
+
+static const char *ask(struct kvlog_query q)
+{
+    return kvlog_box_ask(&box, &q, 0);
+}
+
+#define KEY(text) .key = (text), .key_len = sizeof(text) - 1
+#define ASK(...) ask((struct kvlog_query){__VA_ARGS__})
+/* A page of each size gives the same. */
+#define CHECK(expected, ...)                                                \
+    do {                                                                    \
+        for (unsigned page_ = 0; page_ < 4; page_++) {                      \
+            struct kvlog_query q_ = {__VA_ARGS__};                          \
+            assert_string_equal(kvlog_box_ask(&box, &q_, page_), expected); \
+        }                                                                   \
+    } while (0)
+
+static uint64_t put(const char *key, const char *value)
+{
+    return kvlog_box_put(&box, key, value, 0);
+}
+
+static void put_some(void)
+{
+    put("a", "1");
+    put("b", "2");
+    put("a", "3");
+    put("ab", "4");
+    put("a", "5");
+}
+
+static void test_versions(void **state)
+{
+    (void)state;
+    CHECK("", .key_len = 0);
+    CHECK("", KEY("a"));
+    put_some();
+    CHECK("a=1@1 b=2@2 a=3@3 ab=4@4 a=5@5", .key_len = 0);
+    CHECK("a=5@5 ab=4@4 a=3@3 b=2@2 a=1@1", .newest = true);
+    CHECK("a=1@1 a=3@3 a=5@5", KEY("a"));
+    CHECK("a=5@5", KEY("a"), .newest = true, .limit = 1);
+    CHECK("a=1@1", KEY("a"), .limit = 1);
+    CHECK("a=5@5 a=3@3", KEY("a"), .newest = true, .limit = 2);
+    CHECK("a=1@1 a=3@3 ab=4@4 a=5@5", KEY("a"), .prefix = true);
+    CHECK("a=5@5 ab=4@4 a=3@3 a=1@1", KEY("a"), .prefix = true, .newest = true);
+    CHECK("a=1@1 a=3@3", KEY("a"), .prefix = true, .limit = 2);
+    CHECK("a=5@5 ab=4@4 b=2@2", .latest = true);
+    CHECK("a=5@5 ab=4@4", KEY("a"), .prefix = true, .latest = true);
+    CHECK("a=5@5", KEY("a"), .latest = true);
+    CHECK("", KEY("c"), .prefix = true);
+    CHECK("", KEY("c"));
+    CHECK("", KEY("A"));
+}
+
+static void test_as_of(void **state)
+{
+    (void)state;
+    put_some();
+    CHECK("a=3@3", KEY("a"), .newest = true, .limit = 1, .at_revision = 4);
+    CHECK("a=3@3 ab=4@4 b=2@2", .latest = true, .at_revision = 4);
+    CHECK("a=1@1", .latest = true, .at_revision = 1);
+    CHECK("a=1@1 b=2@2 a=3@3", .at_revision = 3);
+    CHECK("a=3@3 ab=4@4 a=5@5", .from_revision = 3);
+    CHECK("a=3@3 ab=4@4", .from_revision = 3, .at_revision = 4);
+    CHECK("", .from_revision = 6);
+    assert_string_equal(ASK(.from_revision = 7), "EINVAL");
+    assert_non_null(strstr(box.error.text, "the last one is 5"));
+    assert_string_equal(ASK(.at_revision = 6), "EINVAL");
+    assert_string_equal(ASK(.at_revision = UINT64_MAX), "EINVAL");
+}
+
+static void test_times(void **state)
+{
+    (void)state;
+    box.wall_ms = 1000;
+    put("a", "1");
+    box.wall_ms = 2000;
+    put("a", "2");
+    box.wall_ms = 1500; /* A clock that goes back. */
+    put("a", "3");
+    box.wall_ms = 3000;
+    put("a", "4");
+    CHECK("a=2@2 a=3@3", .since_ms = 2000, .until_ms = 3000);
+    CHECK("a=2@2 a=3@3", .since_ms = 1001, .until_ms = 2001);
+    CHECK("", .until_ms = 1000);
+    CHECK("a=1@1", .until_ms = 1001);
+    CHECK("a=4@4", .since_ms = 2001);
+    CHECK("", .since_ms = 3001);
+    CHECK("a=3@3", KEY("a"), .newest = true, .limit = 1, .until_ms = 2001);
+    CHECK("a=3@3", .latest = true, .until_ms = 3000);
+    CHECK("", .latest = true, .until_ms = 1);
+    CHECK("a=1@1 a=2@2 a=3@3 a=4@4", .until_ms = UINT64_MAX);
+}
+
+static void test_replace(void **state)
+{
+    (void)state;
+    kvlog_box_put(&box, "a", "1", KVLOG_REPLACE);
+    put("a", "2");
+    kvlog_box_put(&box, "a", "3", KVLOG_REPLACE);
+    CHECK("a=1@1 a=3@3", .key_len = 0);
+    CHECK("a=3@3 a=1@1", .newest = true);
+    CHECK("a=1@1 a=3@3", KEY("a"));
+    CHECK("a=1@1 a=3@3", KEY("a"), .prefix = true);
+    CHECK("a=1@1", KEY("a"), .newest = true, .limit = 1, .at_revision = 2);
+    CHECK("a=1@1", .latest = true, .at_revision = 2);
+    CHECK("a=3@3", .from_revision = 2);
+    kvlog_box_put(&box, "a", "4", KVLOG_REPLACE);
+    kvlog_box_put(&box, "a", "5", KVLOG_REPLACE);
+    CHECK("a=1@1 a=5@5", .key_len = 0);
+    CHECK("a=5@5", .latest = true);
+}
+
+static int refuse(void *ctx, const struct kvlog_entry *e)
+{
+    (void)ctx;
+    (void)e;
+    return KVLOG_REFUSE;
+}
+
+/* An answer in pages that began before a version was replaced sees it, and
+ * loses no key. */
+static void test_replace_between_pages(void **state)
+{
+    struct kvlog_query q = {.latest = true}, history = {.key_len = 0};
+    const char *text;
+    bool more;
+
+    (void)state;
+    put("a", "1");
+    put("b", "2");
+    put("c", "3");
+    /* First pages, with nothing taken: the snapshot is fixed. */
+    kvlog_box_read(&box);
+    assert_int_equal(
+        kvlog_scan(&box.reader, &box.log, &q, refuse, NULL, &more, &box.error),
+        0);
+    assert_true(more);
+    assert_int_equal(kvlog_scan(&box.reader, &box.log, &history, refuse, NULL,
+                                &more, &box.error),
+                     0);
+    kvlog_box_read_end(&box);
+    kvlog_box_put(&box, "b", "22", KVLOG_REPLACE);
+    kvlog_box_put(&box, "c", "33", 0);
+    text = kvlog_box_ask(&box, &q, 1);
+    assert_string_equal(text, "a=1@1 b=2@2 c=3@3");
+    text = kvlog_box_ask(&box, &history, 1);
+    assert_string_equal(text, "a=1@1 b=2@2 c=3@3");
+    CHECK("a=1@1 b=22@4 c=33@5", .latest = true);
+}
+
+/* After ten minutes what was hidden goes, and answers that began before it was
+ * say so. */
+static void test_hidden_are_removed(void **state)
+{
+    struct kvlog_query q = {.latest = true};
+    MDB_stat st;
+    bool more;
+
+    (void)state;
+    put("a", "1");
+    put("b", "2");
+    kvlog_box_read(&box);
+    assert_int_equal(
+        kvlog_scan(&box.reader, &box.log, &q, refuse, NULL, &more, &box.error),
+        0);
+    kvlog_box_read_end(&box);
+    kvlog_box_put(&box, "a", "3", KVLOG_REPLACE);
+    box.wall_ms += KVLOG_KEEP_MS - 1;
+    put("b", "4");
+    kvlog_box_read(&box);
+    assert_int_equal(mdb_stat(box.read_txn, box.log.log, &st), 0);
+    assert_int_equal(st.ms_entries, 4);
+    kvlog_box_read_end(&box);
+    box.wall_ms += 1;
+    put("b", "5");
+    kvlog_box_read(&box);
+    assert_int_equal(mdb_stat(box.read_txn, box.log.log, &st), 0);
+    assert_int_equal(st.ms_entries, 4);
+    assert_int_equal(mdb_stat(box.read_txn, box.log.hidden, &st), 0);
+    assert_int_equal(st.ms_entries, 0);
+    assert_int_equal(mdb_stat(box.read_txn, box.log.expiry, &st), 0);
+    assert_int_equal(st.ms_entries, 0);
+    kvlog_box_read_end(&box);
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "EEXPIRED");
+    CHECK("a=3@3 b=5@5", .latest = true);
+}
+
+static void test_requests(void **state)
+{
+    struct kvlog_put p = {.key = "a",
+                          .key_len = 1,
+                          .value = "1",
+                          .value_len = 1,
+                          .request = {7}},
+                     two[2] = {p, p};
+
+    (void)state;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    assert_int_equal(p.revision, 1);
+    assert_false(p.repeated);
+    box.wall_ms += 5;
+    box.token = 2; /* A new leader. */
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    assert_int_equal(p.revision, 1);
+    assert_int_equal(p.timestamp_ms, 1000);
+    assert_true(p.repeated);
+    two[0].request[0] = two[1].request[0] = 8; /* Twice in one. */
+    assert_int_equal(kvlog_box_append(&box, two, 2), 0);
+    assert_int_equal(two[0].revision, 2);
+    assert_int_equal(two[1].revision, 2);
+    assert_true(two[1].repeated);
+    CHECK("a=1@1 a=1@2", .key_len = 0);
+    box.wall_ms += KVLOG_KEEP_MS + 1;
+    put("b", "x"); /* They go with the next put. */
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    assert_int_equal(p.revision, 4);
+}
+
+static void test_fencing(void **state)
+{
+    struct kvlog_put p = {
+        .key = "a", .key_len = 1, .value = "1", .value_len = 1};
+
+    (void)state;
+    box.token = 5;
+    assert_int_equal(kvlog_box_append(&box, NULL, 0), 0);
+    assert_int_equal(kvlog_box_state(&box).term, 5);
+    assert_int_equal(kvlog_box_state(&box).revision, 0);
+    box.token = 4;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_EFENCED);
+    assert_non_null(strstr(box.error.text, "token 4 is stale"));
+    assert_int_equal(kvlog_box_append(&box, NULL, 0), HEDGE_EFENCED);
+    box.token = 6;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    assert_int_equal(kvlog_box_state(&box).term, 6);
+    assert_int_equal(kvlog_box_state(&box).revision, 1);
+}
+
+static void test_reserved(void **state)
+{
+    (void)state;
+    put("__hedge/a", "1");
+    put("__hedge", "2");
+    put("x", "3");
+    CHECK("__hedge=2@2 x=3@3", .key_len = 0);
+    CHECK("__hedge=2@2", KEY("__"), .prefix = true);
+    CHECK("__hedge=2@2 x=3@3", .latest = true);
+    CHECK("", KEY("__hedge/a"));
+    CHECK("", KEY("__hedge/"), .prefix = true);
+    CHECK("__hedge/a=1@1", KEY("__hedge/"), .prefix = true, .reserved = true);
+    CHECK("__hedge/a=1@1", KEY("__hedge/a"), .reserved = true);
+    kvlog_box_put(&box, "__hedge/a", "4", KVLOG_REPLACE);
+    CHECK("__hedge/a=4@4", KEY("__hedge/"), .prefix = true, .reserved = true,
+          .latest = true);
+    put("__hedge/a", "5");
+    kvlog_box_put(&box, "__hedge/a", "", KVLOG_DELETE);
+    CHECK("", KEY("__hedge/"), .prefix = true, .reserved = true);
+    assert_int_equal(kvlog_box_state(&box).revision, 6);
+}
+
+static void test_binary_keys(void **state)
+{
+    static const struct {
+        const char *key;
+        size_t len;
+    } keys[] = {{"a", 1},       {"a\0", 2}, {"a\0\0", 3}, {"a\0\1", 3},
+                {"a\0\xff", 3}, {"a\1", 2}, {"\xff", 1},  {"\xff\xff", 2}};
+    char text[8];
+    struct kvlog_query q = {.latest = true};
+    const char *at;
+
+    (void)state;
+    for (unsigned i = 8; i-- > 0;) {
+        struct kvlog_put p = {.key = keys[i].key,
+                              .key_len = keys[i].len,
+                              .value = text,
+                              .value_len = 1};
+
+        text[0] = (char)('0' + i);
+        assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    }
+    at = kvlog_box_ask(&box, &q, 1); /* In order of bytes. */
+    for (unsigned i = 0; i < 8; i++) {
+        at = strchr(at, '=');
+        assert_non_null(at);
+        assert_int_equal(at[1], '0' + (char)i);
+        at++;
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        struct kvlog_query one = {.key = keys[i].key, .key_len = keys[i].len};
+
+        at = strchr(kvlog_box_ask(&box, &one, 0), '=');
+        assert_non_null(at);
+        assert_int_equal(at[1], '0' + (char)i);
+        assert_null(strchr(at + 1, '='));
+    }
+    CHECK("a=4@4 a=3@5 a=2@6 a=1@7", KEY("a\0"), .prefix = true,
+          .at_revision = 7); /* "=": %.*s ends at the zero. */
+}
+
+static void test_sizes(void **state)
+{
+    static char key[KVLOG_KEY_MAX + 1];
+    struct kvlog_put p = {.key = key, .key_len = sizeof key, .value = ""};
+    char *large = calloc(1, KVLOG_VALUE_MAX + 1);
+    struct kvlog_query q = {.key = key, .key_len = sizeof key};
+
+    (void)state;
+    memset(key, 'k', sizeof key);
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_EINVAL);
+    assert_non_null(strstr(box.error.text, "501"));
+    p.key_len = 0;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_EINVAL);
+    p.key_len = KVLOG_KEY_MAX;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    memset(key, 0, KVLOG_KEY_MAX / 2 + 1);
+    p.key_len = KVLOG_KEY_MAX / 2 + 1;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_EINVAL);
+    p.key_len--;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    p.value = large;
+    p.value_len = KVLOG_VALUE_MAX + 1;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_ETOOBIG);
+    p.value_len--;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    p.flags = 8;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_EINVAL);
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "EINVAL");
+    q = (struct kvlog_query){.latest = true, .newest = true};
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "EINVAL");
+    assert_int_equal(kvlog_box_state(&box).revision, 3);
+    free(large);
+}
+
+static void test_compaction(void **state)
+{
+    int rv;
+
+    (void)state;
+    put_some(); /* a1 b2 a3 ab4 a5 */
+    assert_int_equal(kvlog_box_compact(&box, 3, 0, 1, NULL), 1);
+    CHECK("b=2@2 a=3@3 ab=4@4 a=5@5", .key_len = 0);
+    CHECK("a=3@3 b=2@2", .latest = true, .at_revision = 3);
+    assert_string_equal(ASK(.latest = true, .at_revision = 2), "EEXPIRED");
+    assert_non_null(strstr(box.error.text, "the oldest revision is 3"));
+    assert_string_equal(ASK(KEY("a"), .at_revision = 2), "EEXPIRED");
+    assert_string_equal(ASK(.from_revision = 2), "EEXPIRED");
+    CHECK("a=3@3 ab=4@4 a=5@5", .from_revision = 3);
+    /* Not before the point: what can be seen as of it stays. */
+    assert_int_equal(kvlog_box_compact(&box, 4, 0, 1, NULL), 0);
+    CHECK("a=3@3 ab=4@4 b=2@2", .latest = true, .at_revision = 4);
+    assert_int_equal(kvlog_box_compact(&box, 2, 0, 1, NULL), 0);
+    assert_int_equal(kvlog_box_state(&box).floor, 4); /* Never goes back. */
+    put("a", "6");
+    put("a", "7");
+    assert_int_equal(kvlog_box_compact(&box, 8, 0, 3, NULL), 1);
+    CHECK("a=5@5 a=6@6 a=7@7", KEY("a"));
+    assert_int_equal(kvlog_box_compact(&box, 8, 0, 1, NULL), 2);
+    CHECK("b=2@2 ab=4@4 a=7@7", .key_len = 0);
+    (void)kvlog_box_compact(&box, 9, 0, 1, &rv);
+    assert_int_equal(rv, HEDGE_EINVAL);
+    box.token = 0;
+    (void)kvlog_box_compact(&box, 1, 0, 1, &rv);
+    assert_int_equal(rv, HEDGE_EFENCED);
+}
+
+static void test_compaction_by_time(void **state)
+{
+    (void)state;
+    for (unsigned i = 1; i <= 5; i++) {
+        box.wall_ms = i * 1000;
+        put("a", "x");
+    }
+    /* As of then still has an answer. */
+    assert_int_equal(kvlog_box_compact(&box, 0, 3500, 1, NULL), 2);
+    CHECK("a=x@3", .latest = true, .until_ms = 3500);
+    assert_string_equal(ASK(.latest = true, .until_ms = 2500), "EEXPIRED");
+    assert_string_equal(
+        ASK(KEY("a"), .newest = true, .limit = 1, .until_ms = 2500),
+        "EEXPIRED");
+    CHECK("a=x@3 a=x@4 a=x@5", .since_ms = 1, .until_ms = 9999);
+    assert_int_equal(kvlog_box_compact(&box, 0, UINT64_MAX, 1, NULL), 2);
+    CHECK("a=x@5", .key_len = 0);
+    assert_int_equal(kvlog_box_state(&box).floor, 5);
+}
+
+/* Steps are bounded, and what is there meanwhile stays right. */
+static void test_compaction_in_steps(void **state)
+{
+    struct kvlog_compaction c = {.before_revision = 10001, .keep = 2};
+    struct kvlog_put puts[100];
+    unsigned steps = 0;
+    uint64_t removed = 0;
+    MDB_txn *txn;
+
+    (void)state;
+    for (unsigned i = 0; i < 100; i++) {
+        static char keys[4][2] = {"a", "b", "c", "d"};
+
+        puts[i] = (struct kvlog_put){
+            .key = keys[i % 4], .key_len = 1, .value = "v", .value_len = 1};
+    }
+    for (unsigned i = 0; i < 100; i++) {
+        assert_int_equal(kvlog_box_append(&box, puts, 100), 0);
+    }
+    while (!c.done) {
+        assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+        assert_int_equal(kvlog_compact(txn, &box.log, 1, &c, &box.error), 0);
+        assert_int_equal(mdb_txn_commit(txn), 0);
+        assert_true(c.removed <= 512);
+        removed += c.removed;
+        steps++;
+    }
+    assert_true(steps >= 20);
+    assert_int_equal(removed, 10000 - 8);
+    CHECK("a=v@9993 b=v@9994 c=v@9995 d=v@9996 a=v@9997 b=v@9998 c=v@9999 "
+          "d=v@10000",
+          .key_len = 0);
+}
+
+/* --- tokens -----------------------------------------------------------------
+ */
+
+static void test_resume_tokens(void **state)
+{
+    struct kvlog_query q = {.latest = true}, bad;
+    bool more;
+
+    (void)state;
+    put_some();
+    kvlog_box_read(&box);
+    assert_int_equal(
+        kvlog_scan(&box.reader, &box.log, &q, refuse, NULL, &more, &box.error),
+        0);
+    kvlog_box_read_end(&box);
+    assert_true(q.resume_len >= 26);
+    for (size_t len = 1; len < 26; len++) { /* Cut. */
+        bad = q;
+        bad.resume_len = len;
+        assert_string_equal(kvlog_box_ask(&box, &bad, 0), "EINVAL");
+    }
+    bad = q;
+    bad.resume_len = KVLOG_RESUME_MAX + 1;
+    assert_string_equal(kvlog_box_ask(&box, &bad, 0), "EINVAL");
+    bad = q; /* Of another query. */
+    bad.latest = false;
+    assert_string_equal(kvlog_box_ask(&box, &bad, 0), "EINVAL");
+    bad = q; /* Of the future. */
+    bad.resume[9] = 99;
+    assert_string_equal(kvlog_box_ask(&box, &bad, 0), "EINVAL");
+    bad = q;
+    bad.resume[25] = 99;
+    assert_string_equal(kvlog_box_ask(&box, &bad, 0), "EINVAL");
+    bad = q;
+    bad.resume[0] = 2;
+    assert_string_equal(kvlog_box_ask(&box, &bad, 0), "EINVAL");
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "a=5@5 ab=4@4 b=2@2");
+    /* Compacted away behind its back. */
+    kvlog_box_put(&box, "a", "6", 0);
+    kvlog_box_compact(&box, 6, 0, 1, NULL);
+    q.resume_len = 26;
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "EEXPIRED");
+}
+
+/* --- damage -----------------------------------------------------------------
+ */
+
+/* Flip a bit of the n-th byte of a table's row; false: it has no such byte. */
+static bool flip(MDB_dbi table, unsigned row, size_t at)
+{
+    unsigned char copy[1024];
+    MDB_val key, val;
+    MDB_cursor *c;
+    MDB_txn *txn;
+    bool ok;
+
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_cursor_open(txn, table, &c), 0);
+    assert_int_equal(mdb_cursor_get(c, &key, &val, MDB_FIRST), 0);
+    for (unsigned i = 0; i < row; i++) {
+        assert_int_equal(mdb_cursor_get(c, &key, &val, MDB_NEXT), 0);
+    }
+    ok = at < val.mv_size;
+    if (ok) {
+        memcpy(copy, val.mv_data, val.mv_size);
+        copy[at] ^= 0x10;
+        val.mv_data = copy;
+        assert_int_equal(mdb_cursor_put(c, &key, &val, MDB_CURRENT), 0);
+    }
+    mdb_cursor_close(c);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    return ok;
+}
+
+static void test_damaged_rows(void **state)
+{
+    size_t at;
+
+    (void)state;
+    put("a", "one");
+    put("b", "two");
+    for (at = 0; flip(box.log.log, 0, at); at++) {
+        assert_string_equal(ASK(.key_len = 0), "ECORRUPT");
+        assert_non_null(strstr(box.error.text, "revision 1"));
+        assert_string_equal(ASK(KEY("a")), "ECORRUPT");
+        assert_string_equal(ASK(.latest = true), "ECORRUPT");
+        assert_string_equal(ASK(KEY("b")), "b=two@2");
+        assert_true(flip(box.log.log, 0, at)); /* And back. */
+    }
+    assert_true(at > ROW_HEAD);
+    for (at = 0; flip(box.log.index, 0, at); at++) {
+        assert_string_equal(ASK(KEY("a")), "ECORRUPT");
+        assert_string_equal(ASK(.latest = true), "ECORRUPT");
+        assert_string_equal(ASK(KEY(""), .prefix = true), "a=one@1 b=two@2");
+        assert_true(flip(box.log.index, 0, at));
+    }
+    assert_int_equal(at, INDEX_VALUE);
+    CHECK("a=one@1 b=two@2", .key_len = 0);
+}
+
+static void test_row_of_another_place(void **state)
+{
+    uint64_t one = 1, two = 2;
+    MDB_val k1 = {8, &one}, k2 = {8, &two}, val;
+    unsigned char copy[256];
+    MDB_txn *txn;
+
+    (void)state;
+    put("a", "one");
+    put("a", "two");
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_get(txn, box.log.log, &k2, &val), 0);
+    memcpy(copy, val.mv_data, val.mv_size);
+    val.mv_data = copy;
+    assert_int_equal(mdb_put(txn, box.log.log, &k1, &val, 0), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    assert_string_equal(ASK(KEY("a")), "ECORRUPT");
+    assert_string_equal(ASK(.key_len = 0), "ECORRUPT");
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_del(txn, box.log.log, &k1, NULL), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    assert_string_equal(ASK(KEY("a")), "ECORRUPT"); /* The index knows. */
+}
+
+static void test_damaged_state(void **state)
+{
+    unsigned char zeros[48] = {0};
+    MDB_val key = {strlen(box.log.state_key), box.log.state_key};
+    MDB_val val = {sizeof zeros, zeros};
+    struct kvlog_put p = {
+        .key = "a", .key_len = 1, .value = "1", .value_len = 1};
+    MDB_txn *txn;
+
+    (void)state;
+    put("a", "one");
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_put(txn, box.log.meta, &key, &val, 0), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    assert_string_equal(ASK(.key_len = 0), "ECORRUPT");
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_ECORRUPT);
+}
+
+static void test_no_memory(void **state)
+{
+    struct kvlog_query q;
+    const char *text;
+    long n = 0;
+
+    (void)state;
+    put_some();
+    do {
+        q = (struct kvlog_query){KEY("a"), .prefix = true};
+        mem_fail_after(n++);
+        text = kvlog_box_ask(&box, &q, 0);
+        mem_fail_after(-1);
+    } while (strcmp(text, "ENOMEM") == 0);
+    assert_true(n > 1);
+    assert_string_equal(text, "a=1@1 a=3@3 ab=4@4 a=5@5");
+}
+
+/* --- the quick way ----------------------------------------------------------
+ */
+
+static int keep_revision(void *ctx, const struct kvlog_entry *e)
+{
+    *(uint64_t *)ctx = e->revision;
+    return KVLOG_END;
+}
+
+static int latest_of(const char *key, size_t len, uint64_t *revision)
+{
+    int rv;
+
+    *revision = 0;
+    kvlog_box_read(&box);
+    rv = kvlog_latest(&box.reader, &box.log, key, len, keep_revision, revision,
+                      &box.error);
+    kvlog_box_read_end(&box);
+    return rv;
+}
+
+static void test_latest(void **state)
+{
+    uint64_t r;
+
+    (void)state;
+    assert_int_equal(latest_of("a", 1, &r), HEDGE_ENOTFOUND);
+    put_some();
+    assert_int_equal(latest_of("a", 1, &r), 0);
+    assert_int_equal(r, 5);
+    assert_int_equal(latest_of("ab", 2, &r), 0);
+    assert_int_equal(r, 4);
+    assert_int_equal(latest_of("b", 1, &r), 0);
+    assert_int_equal(r, 2);
+    assert_int_equal(latest_of("aa", 2, &r), HEDGE_ENOTFOUND);
+    assert_int_equal(latest_of("c", 1, &r), HEDGE_ENOTFOUND);
+    assert_int_equal(latest_of("A", 1, &r), HEDGE_ENOTFOUND);
+    kvlog_box_put(&box, "b", "6", KVLOG_REPLACE);
+    kvlog_box_put(&box, "b", "7", KVLOG_REPLACE);
+    assert_int_equal(latest_of("b", 1, &r), 0);
+    assert_int_equal(r, 7);
+    assert_true(flip(box.log.log, 4, ROW_HEAD)); /* a5's key. */
+    assert_int_equal(latest_of("a", 1, &r), HEDGE_ECORRUPT);
+    assert_int_equal(r, 0);
+}
+
+/* A prefix that very many rows have is answered from the log itself. */
+static void test_common_prefix(void **state)
+{
+    struct kvlog_put puts[500];
+    char keys[500][16];
+    struct kvlog_query q = {KEY("k"), .prefix = true, .limit = 3};
+    struct kvlog_query back = {KEY("k"), .prefix = true, .newest = true,
+                               .limit = 3};
+
+    (void)state;
+    for (unsigned i = 0; i < 70000 / 500; i++) {
+        for (unsigned k = 0; k < 500; k++) {
+            (void)snprintf(keys[k], sizeof keys[k], "k%05u", i * 500 + k);
+            puts[k] = (struct kvlog_put){
+                .key = keys[k], .key_len = 6, .value = "v", .value_len = 1};
+        }
+        assert_int_equal(kvlog_box_append(&box, puts, 500), 0);
+    }
+    put("z", "1");
+    assert_string_equal(kvlog_box_ask(&box, &q, 2),
+                        "k00000=v@1 k00001=v@2 k00002=v@3");
+    assert_string_equal(kvlog_box_ask(&box, &back, 2),
+                        "k69999=v@70000 k69998=v@69999 k69997=v@69998");
+    CHECK("k69999=v@70000", KEY("k"), .prefix = true, .from_revision = 70000);
+    CHECK("z=1@70001", KEY("z"), .prefix = true);
+    CHECK("k69999=v@70000 z=1@70001", .from_revision = 70000);
+}
+
+/* More entries with the prefix than a page picks. */
+static void test_pages_of_picks(void **state)
+{
+    struct kvlog_put puts[500];
+    char keys[500][16];
+    struct kvlog_query q = {KEY("k"), .prefix = true};
+    struct kvlog_query back = {KEY("k"), .prefix = true, .newest = true};
+    const char *text;
+    unsigned n = 0;
+
+    (void)state;
+    for (unsigned i = 0; i < 10000 / 500; i++) {
+        for (unsigned k = 0; k < 500; k++) {
+            (void)snprintf(keys[k], sizeof keys[k], "%c%05u",
+                           k % 2 == 0 ? 'k' : 'm', (k * 7 + i) % 1000);
+            puts[k] = (struct kvlog_put){
+                .key = keys[k], .key_len = 6, .value = "v", .value_len = 1};
+        }
+        assert_int_equal(kvlog_box_append(&box, puts, 500), 0);
+    }
+    text = kvlog_box_ask(&box, &q, 0);
+    for (const char *at = strchr(text, '@'); at != NULL;
+         at = strchr(at + 1, '@')) {
+        assert_int_equal(atoi(at + 1), 1 + 2 * (int)n++);
+    }
+    assert_int_equal(n, 5000);
+    text = kvlog_box_ask(&box, &back, 0);
+    for (const char *at = strchr(text, '@'); at != NULL;
+         at = strchr(at + 1, '@')) {
+        assert_int_equal(atoi(at + 1), -1 + 2 * (int)n--);
+    }
+    assert_int_equal(n, 0);
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(test_versions),
+        T(test_as_of),
+        T(test_times),
+        T(test_replace),
+        T(test_replace_between_pages),
+        T(test_hidden_are_removed),
+        T(test_requests),
+        T(test_fencing),
+        T(test_reserved),
+        T(test_binary_keys),
+        T(test_sizes),
+        T(test_compaction),
+        T(test_compaction_by_time),
+        T(test_compaction_in_steps),
+        T(test_resume_tokens),
+        T(test_damaged_rows),
+        T(test_row_of_another_place),
+        T(test_damaged_state),
+        T(test_no_memory),
+        T(test_latest),
+        T(test_common_prefix),
+        T(test_pages_of_picks),
+    };
+
+    return cmocka_run_group_tests_name("kvlog", tests, NULL, NULL);
+}
