@@ -755,3 +755,21 @@ void handlers_free(struct handlers *h)
     pthread_mutex_destroy(&h->lock);
     mem_free(h);
 }
+
+void handlers_use(struct handlers *h, enum handler_kind kind,
+                  struct handlers_use *out)
+{
+    struct kind *k = &h->kind[kind];
+    unsigned idle = 0;
+    struct list *l;
+
+    pthread_mutex_lock(&h->lock);
+    list_foreach (l, &k->idle) {
+        idle++;
+    }
+    *out = (struct handlers_use){.running = k->n_threads - idle,
+                                 .queued = k->n_queued,
+                                 .streams = k->n_streams,
+                                 .max = h->o.max};
+    pthread_mutex_unlock(&h->lock);
+}

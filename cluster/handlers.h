@@ -95,6 +95,12 @@ int handlers_check(struct handlers *h, enum handler_kind kind,
  * HEDGE_ECANCELED unless it was on its way. */
 void handlers_cancel(struct handlers *h, const void *arg);
 
+struct handlers_use {
+    unsigned running, queued, streams, max;
+};
+void handlers_use(struct handlers *h, enum handler_kind kind,
+                  struct handlers_use *out);
+
 /* Run the stream handler of a kind on the calling thread, which is the
  * stream's own. HEDGE_EBUSY when `max` of them run. Where a handler fails with
  * no code of hedge's own, HEDGE_EHANDLER. */

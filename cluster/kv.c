@@ -42,6 +42,7 @@ struct kv {
     size_t n_queued; /* Operations. */
     size_t n_live;   /* Queued or under way. */
     uint64_t used_bytes;
+    uint64_t n_puts, n_transactions; /* Committed. */
     bool closing, gathering, leading;
     size_t gather_for;
 
@@ -461,6 +462,8 @@ static void commit(struct kv *kv, uint64_t token)
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
+    kv->n_transactions += rv == 0;
+    kv->n_puts += rv == 0 ? n : 0;
     if (rv == HEDGE_ETIMEDOUT) {
         retry(kv, &batch, &e, false, timeout_ms >= TURN_MS);
     } else if (rv == HEDGE_EFENCED) {
@@ -901,4 +904,17 @@ void kv_free(struct kv *kv)
     pthread_mutex_destroy(&kv->lock);
     mem_free(kv->batch);
     mem_free(kv);
+}
+
+void kv_use(struct kv *kv, struct kv_use *out)
+{
+    pthread_mutex_lock(&kv->lock);
+    *out = (struct kv_use){.revision = atomic_load(&kv->revision),
+                           .puts = kv->n_puts,
+                           .transactions = kv->n_transactions,
+                           .queued = kv->n_queued,
+                           .live = kv->n_live,
+                           .used_bytes = kv->used_bytes,
+                           .limit_bytes = kv->o.budget_bytes};
+    pthread_mutex_unlock(&kv->lock);
 }

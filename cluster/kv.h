@@ -87,6 +87,14 @@ int kv_put(struct kv *kv, struct engine_put *puts, size_t n, bool leader_only,
 int kv_append(struct kv *kv, uint64_t token, struct engine_put *puts, size_t n,
               uint64_t timeout_ms, struct hedge_error *e);
 
+struct kv_use {
+    uint64_t revision;                /* The last one heard of here. */
+    uint64_t puts, transactions;      /* Committed here. */
+    size_t queued, live;              /* Operations. */
+    uint64_t used_bytes, limit_bytes; /* Of the budget. */
+};
+void kv_use(struct kv *kv, struct kv_use *out);
+
 /* Wait until the log has a revision above `seen`, up to timeout_ms; *now is
  * the last one. HEDGE_ETIMEDOUT, HEDGE_ECLOSED. */
 int kv_wait(struct kv *kv, uint64_t seen, uint64_t timeout_ms, uint64_t *now,

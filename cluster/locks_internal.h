@@ -89,9 +89,9 @@ struct locks {
 
     struct list calls; /* Own ones that are not done. */
     struct list by_id[LOCK_BUCKETS];
-    size_t n_calls;
-    uint64_t due_ms;   /* The first deadline there may be. */
-    uint64_t retry_ms; /* Those that were refused are sent again. */
+    atomic_size_t n_calls; /* Changed by the loop alone. */
+    uint64_t due_ms;       /* The first deadline there may be. */
+    uint64_t retry_ms;     /* Those that were refused are sent again. */
     struct relay relay;
 };
 

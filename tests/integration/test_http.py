@@ -142,6 +142,21 @@ class Probes(HttpTest):
         self.assertEqual(
             rise["hedge_grpc_calls_total", "/hedge.v1.Store/Write"], 1)
         self.assertEqual(rise["hedge_http_requests_total", "/metrics"], 2)
+        leader = self.shared.leader()
+        before = metrics(leader)
+        for i in range(5):
+            self.assertEqual(request(node, "/put", b"m %d" % i)[0], 200)
+        self.assertEqual(request(node, "/get", b"m")[0], 200)
+        rise = {k: v - before[k] for k, v in metrics(leader).items()}
+        self.assertEqual(rise["hedge_log_puts_total"], 5)
+        self.assertGreaterEqual(rise["hedge_log_revision"], 5)
+        self.assertTrue(1 <= rise["hedge_log_transactions_total"] <= 5)
+        self.assertGreaterEqual(
+            rise["hedge_engine_calls_total", "append"], 1)
+        self.assertGreater(
+            rise["hedge_engine_seconds_total", "append"], 0)
+        self.assertEqual(rise["hedge_engine_failures_total", "append"], 0)
+        self.assertGreater(after["hedge_handlers_limit", "leader"], 0)
         self.assertGreater(after["process_resident_memory_bytes"], MIB)
         self.assertLess(abs(after["process_start_time_seconds"]
                             + after["hedge_uptime_seconds"] - time.time()), 30)
