@@ -62,7 +62,8 @@ static int parts_add(struct parts *p, Hedge__V1__JoinReport *m,
 {
     Hedge__V1__JoinReport **more =
         p->n < REPORT_PARTS_MAX
-            ? mem_realloc(p->message, (p->n + 1) * sizeof *more)
+            ? mem_realloc(p->message,
+                          (p->n + 1) * sizeof(Hedge__V1__JoinReport *))
             : NULL;
 
     if (more == NULL) {

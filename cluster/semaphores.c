@@ -155,8 +155,9 @@ static int load_rows(struct engine_work *w, struct hedge_error *e)
                              .prefix = true,
                              .latest = true,
                              .reserved = true};
+    struct engine_put none;
     bool more = true;
-    int rv = kv_append(n->kv, w->term, NULL, 0, APPEND_MS, e);
+    int rv = kv_append(n->kv, w->term, &none, 0, APPEND_MS, e);
 
     while (rv == 0 && more) {
         rv = engine_scan(&n->engine, &q, add_row, w, &more, e);
