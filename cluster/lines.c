@@ -266,11 +266,8 @@ size_t lines_reply(const struct line_reply *r, size_t *at,
     left = r->has_body ? r->len - *at : 0;
     piece = left < LINE_REPLY_PIECE ? left : LINE_REPLY_PIECE;
     if (*at == 0 && r->ack) {
-        memcpy(out, "ACK", 3);
-        n = 3;
-        if (r->has_body) {
-            out[n++] = ' ';
-        }
+        n = (size_t)snprintf(out, LINE_REPLY_MAX, "ACK%s",
+                             r->has_body ? " " : "");
     }
     if (piece > 0) {
         n += base64_encode((const char *)r->body + *at, piece, out + n);
