@@ -62,7 +62,7 @@ HEDGE_API int hedge_put(struct hedge_node *node, const void *key,
                            .value = value,
                            .value_len = value_len,
                            .flags = flags};
-    int rv = kv_put(node->kv, &p, 1, false, timeout_ms, e);
+    int rv = kv_put(node->kv, &p, 1, 0, timeout_ms, e);
 
     if (revision != NULL) {
         *revision = rv == 0 ? p.revision : 0;
@@ -87,7 +87,7 @@ HEDGE_API int hedge_put_batch(struct hedge_node *node, struct hedge_put *puts,
     for (size_t i = 0; i < n; i++) {
         to_engine(&puts[i], &mine[i]);
     }
-    rv = kv_put(node->kv, mine, n, false, timeout_ms, e);
+    rv = kv_put(node->kv, mine, n, 0, timeout_ms, e);
     for (size_t i = 0; i < n; i++) {
         puts[i].revision = rv == 0 ? mine[i].revision : 0;
         puts[i].timestamp_ms = rv == 0 ? mine[i].timestamp_ms : 0;

@@ -22,6 +22,7 @@
 /* What is left of a deadline when it counts as passed: an error with a reason
  * is to get back before the caller gives up. */
 #define SLACK_MS 20u
+#define GIVE_UP_MS 40u /* What is not worth another try. */
 #define FOLLOW_MIN_MS 2u
 #define FOLLOW_MAX_MS 20u
 /* Those who were just answered mostly come again at once: waiting for them, up
@@ -149,8 +150,8 @@ static void op_end(struct kv *kv, struct kv_op *op, int status,
     if (status != 0 && e != NULL) {
         op->error = *e;
     }
-    assert(kv->used_bytes >= op->bytes);
-    kv->used_bytes -= op->bytes;
+    assert(kv->used_bytes >= op->charge);
+    kv->used_bytes -= op->charge;
     list_push(ended, &op->link);
 }
 
@@ -257,7 +258,7 @@ static bool weed(struct kv *kv, bool leads, uint64_t token)
             rv = error_set(&op->error, HEDGE_EFENCED,
                            "token %llu is not this node's any more",
                            (unsigned long long)op->token);
-        } else if (op->leader_only && !leads) {
+        } else if ((op->flags & KV_LEADER_ONLY) != 0 && !leads) {
             rv = error_set(&op->error, HEDGE_ENOTLEADER,
                            "this node is not the leader");
         } else if (now + SLACK_MS >= op->deadline_ms) {
@@ -283,7 +284,7 @@ static bool weed(struct kv *kv, bool leads, uint64_t token)
 static bool fits(const struct kv_op *op, uint64_t token)
 {
     return token != 0 ? op->token == 0 || op->token == token
-                      : op->token == 0 && !op->leader_only;
+                      : op->token == 0 && (op->flags & KV_LEADER_ONLY) == 0;
 }
 
 /* With kv->lock held: what is appended together. Returns the puts. */
@@ -377,7 +378,7 @@ static void retry(struct kv *kv, struct list *batch,
 
         op->sent = op->sent || sent;
         op->error = *why;
-        if (give_up || now + 2 * SLACK_MS >= op->deadline_ms) {
+        if (give_up || now + GIVE_UP_MS >= op->deadline_ms) {
             list_remove(l);
             op_end(kv, op, give_up ? why->code : late_error(op), NULL, &ended);
         }
@@ -619,13 +620,14 @@ static int enqueue(struct kv *kv, struct kv_op *op, struct hedge_error *e)
     if (kv->closing) {
         return error_set(e, HEDGE_ECLOSED, "the node stops");
     }
-    if (kv->used_bytes > 0 && kv->used_bytes + op->bytes > kv->o.budget_bytes) {
+    if (op->charge > 0 && kv->used_bytes > 0 &&
+        kv->used_bytes + op->charge > kv->o.budget_bytes) {
         return error_set(e, HEDGE_EEXHAUSTED,
                          "puts of %llu bytes wait already, the message limit "
                          "is used up",
                          (unsigned long long)kv->used_bytes);
     }
-    kv->used_bytes += op->bytes;
+    kv->used_bytes += op->charge;
     kv->n_live++;
     kv->n_queued++;
     list_push(&kv->queue, &op->link);
@@ -641,6 +643,7 @@ static int enqueue(struct kv *kv, struct kv_op *op, struct hedge_error *e)
 static void op_init(struct kv_op *op)
 {
     op->bytes = op_bytes(op);
+    op->charge = (op->flags & KV_RESERVED) != 0 ? 0 : op->bytes;
     op->sent = false;
     op->status = 0;
     error_clear(&op->error);
@@ -706,12 +709,12 @@ static uint64_t deadline_of(uint64_t timeout_ms)
     return timeout_ms < UINT64_MAX - now ? now + timeout_ms : UINT64_MAX;
 }
 
-int kv_put(struct kv *kv, struct engine_put *puts, size_t n, bool leader_only,
+int kv_put(struct kv *kv, struct engine_put *puts, size_t n, unsigned flags,
            uint64_t timeout_ms, struct hedge_error *e)
 {
     struct sync_op s = {.op = {.puts = puts,
                                .n = n,
-                               .leader_only = leader_only,
+                               .flags = flags,
                                .deadline_ms = deadline_of(timeout_ms)}};
     int rv = 0;
 

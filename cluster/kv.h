@@ -52,6 +52,11 @@ void kv_free(struct kv *kv);
 /* Leadership may have changed. */
 void kv_wake(struct kv *kv);
 
+enum {
+    KV_LEADER_ONLY = 1, /* HEDGE_ENOTLEADER rather than forward. */
+    KV_RESERVED = 2     /* Their bytes have been reserved by kv_reserve(). */
+};
+
 /* A set of puts that is appended as a whole, or not. */
 struct kv_op;
 /* Runs once, on a thread of the kv, and must not block. */
@@ -60,14 +65,14 @@ struct kv_op {
     struct engine_put *puts;
     size_t n;
     uint64_t deadline_ms;
-    uint64_t token;   /* 0: whoever leads; else only here, under this one. */
-    bool leader_only; /* HEDGE_ENOTLEADER rather than forward. */
+    uint64_t token; /* 0: whoever leads; else only here, under this one. */
+    unsigned flags;
     kv_done_fn done;
     struct hedge_error error; /* Out. */
     /* The kv's: */
     struct list link;
-    size_t bytes;
-    bool sent; /* It may have reached a leader. */
+    size_t bytes, charge; /* Of the budget. */
+    bool sent;            /* It may have reached a leader. */
     int status;
 };
 
@@ -79,7 +84,7 @@ int kv_check_key(const void *key, size_t len, struct hedge_error *e);
 /* 0: `done` will run. The puts have been checked. */
 int kv_submit(struct kv *kv, struct kv_op *op, struct hedge_error *e);
 /* For users, wherever the leader is; checks the puts. */
-int kv_put(struct kv *kv, struct engine_put *puts, size_t n, bool leader_only,
+int kv_put(struct kv *kv, struct engine_put *puts, size_t n, unsigned flags,
            uint64_t timeout_ms, struct hedge_error *e);
 /* On the leader: append under this token. For the services that keep their
  * state in reserved keys; durable when it returns 0. n = 0: raise the term, as

@@ -23,14 +23,15 @@ static bool leads(void *ctx, uint64_t *token)
 }
 
 /* Where the leader is; a channel to it. Does not wait for one. */
-static int leader_channel(struct hedge_node *n, struct kept_channel **out,
-                          struct hedge_error *e)
+static int leader_channel(struct hedge_node *n, struct hedge_leader *out_leader,
+                          struct kept_channel **out, struct hedge_error *e)
 {
     char target[TARGET_SIZE];
     struct hedge_leader l;
     struct view *v;
 
     *out = NULL;
+    memset(out_leader, 0, sizeof *out_leader);
     if (hedge_leader(n, &l) != 0 || strcmp(l.id, n->id) == 0) {
         return error_set(e, HEDGE_ENOLEADER,
                          "the group has no leader at present");
@@ -43,6 +44,7 @@ static int leader_channel(struct hedge_node *n, struct kept_channel **out,
         }
     }
     view_unref(v);
+    *out_leader = l;
     *out = node_channel(n, target);
     return *out != NULL ? 0
                         : error_set(e, HEDGE_ENOMEM, "no memory for a channel");
@@ -119,7 +121,7 @@ static int send_large(struct rpc_channel *c, const struct pb_buf *buf,
         rv = pb_send(s, &chunk.base, until > now ? until - now : 0);
     }
     if (rv == 0) {
-        rv = rpc_stream_close_send(s);
+        (void)rpc_stream_close_send(s);
     }
     /* After a failure to send, receiving tells why. */
     rv = rpc_stream_recv(s, timeout_ms, msg, e);
@@ -159,9 +161,11 @@ static int forward(void *ctx, struct engine_put *puts, size_t n,
     struct hedge_node *node = ctx;
     struct append_request r;
     struct kept_channel *c;
+    struct hedge_leader l;
     struct rpc_msg msg;
     struct pb_buf buf;
-    int rv = leader_channel(node, &c, e);
+    uint64_t from_ms = clock_mono_ms();
+    int rv = leader_channel(node, &l, &c, e);
 
     if (rv != 0) {
         return rv;
@@ -171,7 +175,7 @@ static int forward(void *ctx, struct engine_put *puts, size_t n,
         return error_set(e, HEDGE_ENOMEM, "no memory for a request");
     }
     r.m.timeout_ms =
-        timeout_ms > 2 * MARGIN_MS ? timeout_ms - MARGIN_MS : timeout_ms;
+        timeout_ms / 2 > MARGIN_MS ? timeout_ms - MARGIN_MS : timeout_ms;
     rv = pb_pack(&r.m.base, &buf);
     request_release(&r);
     if (rv != 0) {
@@ -186,7 +190,14 @@ static int forward(void *ctx, struct engine_put *puts, size_t n,
     }
     mem_free(buf.data);
     node_channel_put(node, c);
-    return rv == 0 ? read_reply(&msg, puts, n, e) : rv;
+    rv = rv == 0 ? read_reply(&msg, puts, n, e) : rv;
+    if (rv == HEDGE_ETIMEDOUT && clock_mono_ms() >= from_ms + timeout_ms) {
+        rv = error_set(e, rv,
+                       "the leader %s has not answered in time; the put may "
+                       "yet happen",
+                       l.id);
+    }
+    return rv;
 }
 
 /* --- compaction -------------------------------------------------------------
@@ -219,8 +230,9 @@ static int compact_far(struct hedge_node *n, const struct engine_compaction *c,
 {
     Hedge__V1__LogCompactRequest m = HEDGE__V1__LOG_COMPACT_REQUEST__INIT;
     struct kept_channel *ch;
+    struct hedge_leader l;
     void *reply = NULL;
-    int rv = leader_channel(n, &ch, e);
+    int rv = leader_channel(n, &l, &ch, e);
 
     if (rv != 0) {
         return rv;

@@ -24,7 +24,7 @@
 /* Less than the caller waits, so that reasons get back to it. */
 static uint64_t less_ms(uint64_t left_ms)
 {
-    uint64_t margin = left_ms / 8 < 200 ? left_ms / 8 : 200;
+    uint64_t margin = left_ms / 4 < 400 ? left_ms / 4 : 400;
 
     return left_ms - margin;
 }
@@ -174,7 +174,7 @@ void serve_log_put(struct rpc_call *call, void *ctx, const void *req,
     p->m = m;
     p->op.puts = p->puts;
     p->op.n = m->n_puts;
-    p->op.leader_only = m->leader_only;
+    p->op.flags = m->leader_only ? KV_LEADER_ONLY : 0;
     p->op.deadline_ms = deadline_of(m->timeout_ms, rpc_call_left_ms(call));
     p->op.done = on_put_done;
     rv = puts_of(m, p->puts, &e);
@@ -238,9 +238,11 @@ static int run_put(struct hedge_node *n, const Hedge__V1__LogPutRequest *m,
     uint64_t now = clock_mono_ms();
     int rv = puts_of(m, puts, e);
 
-    return rv == 0 ? kv_put(n->kv, puts, m->n_puts, m->leader_only,
-                            deadline_ms > now ? deadline_ms - now : 1, e)
-                   : rv;
+    return rv == 0
+               ? kv_put(n->kv, puts, m->n_puts,
+                        KV_RESERVED | (m->leader_only ? KV_LEADER_ONLY : 0u),
+                        deadline_ms > now ? deadline_ms - now : 1, e)
+               : rv;
 }
 
 static int finish_large(struct hedge_node *n, struct rpc_stream *s,

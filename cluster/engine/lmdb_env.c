@@ -344,6 +344,17 @@ static int check_length(struct lmdb_env *env, struct hedge_error *e)
     return 0;
 }
 
+static void reserve(struct lmdb_env *env, uint64_t bytes)
+{
+    mdb_filehandle_t fd;
+
+    if (bytes > 0 && mdb_env_get_fd(env->mdb, &fd) == 0 &&
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) != 0) {
+        log_debug("engine", "%s/data.mdb: nothing reserved: %s", env->path,
+                  strerror(errno));
+    }
+}
+
 static int open_main(struct lmdb_env *env)
 {
     MDB_txn *txn;
@@ -397,6 +408,7 @@ static int open_files(struct lmdb_env *env, const struct lmdb_env_options *o,
     if (rc != 0) {
         return rc;
     }
+    reserve(env, o->reserve_bytes);
     rc = open_main(env);
     return rc != 0 ? lmdb_error(e, rc, env->path) : 0;
 }

@@ -33,6 +33,9 @@ struct lmdb_env;
 struct lmdb_env_options {
     uint64_t map_bytes; /* Reserved once, sparse; the same for all. */
     unsigned databases; /* Named ones; 0 = only the unnamed one. */
+    /* Blocks that the file is given at once, where the file system can: what
+     * is written again and again then needs no room when the disk is full. */
+    uint64_t reserve_bytes;
 };
 
 /* Open DIR/NAME, making the directories (0700) that are missing. Refused with

@@ -53,7 +53,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _live = set()  # Every process started and not yet reaped.
 _shared = set()  # Those of them that outlive one test.
-_stubs = None
+_stubs = {}
+_stubs_dir = None
 
 
 class Timeout(AssertionError):
@@ -81,22 +82,25 @@ signal.signal(signal.SIGTERM, _on_term)
 # --- the schema --------------------------------------------------------------
 
 
-def stubs():
-    """(hedge_pb2, hedge_pb2_grpc), generated once per run."""
-    global _stubs
-    if _stubs is None:
-        out = tempfile.mkdtemp(prefix="hedge-proto-")
-        atexit.register(shutil.rmtree, out, ignore_errors=True)
+def stubs(schema="hedge"):
+    """(hedge_pb2, hedge_pb2_grpc), or those of another schema of proto/;
+    generated once per run."""
+    global _stubs_dir
+    if _stubs_dir is None:
+        _stubs_dir = tempfile.mkdtemp(prefix="hedge-proto-")
+        atexit.register(shutil.rmtree, _stubs_dir, ignore_errors=True)
+        sys.path.insert(0, _stubs_dir)
+    if schema not in _stubs:
         subprocess.run(
             ["protoc", "-I", os.path.join(ROOT, "proto"),
-             "--python_out", out, "--grpc_python_out", out,
+             "--python_out", _stubs_dir, "--grpc_python_out", _stubs_dir,
              "--plugin=protoc-gen-grpc_python="
              + (shutil.which("grpc_python_plugin") or "grpc_python_plugin"),
-             "hedge.proto"], check=True, timeout=60)
-        sys.path.insert(0, out)
-        _stubs = (importlib.import_module("hedge_pb2"),
-                  importlib.import_module("hedge_pb2_grpc"))
-    return _stubs
+             f"{schema}.proto"], check=True, timeout=60)
+        importlib.invalidate_caches()
+        _stubs[schema] = (importlib.import_module(f"{schema}_pb2"),
+                          importlib.import_module(f"{schema}_pb2_grpc"))
+    return _stubs[schema]
 
 
 def hedge_error(error):

@@ -200,7 +200,7 @@ static int put_flags(const char *key, unsigned flags, uint64_t timeout_ms,
                            .value = "v",
                            .value_len = 1,
                            .flags = flags};
-    int rv = kv_put(kv, &p, 1, false, timeout_ms, &err);
+    int rv = kv_put(kv, &p, 1, 0, timeout_ms, &err);
 
     if (revision != NULL) {
         *revision = p.revision;
@@ -241,7 +241,7 @@ static void *put_many(void *arg)
     uint64_t last = 0;
 
     for (unsigned i = 0; i < EACH; i++) {
-        if (kv_put(kv, &p, 1, false, PLENTY, NULL) != 0 || p.revision <= last) {
+        if (kv_put(kv, &p, 1, 0, PLENTY, NULL) != 0 || p.revision <= last) {
             return arg;
         }
         last = p.revision;
@@ -278,10 +278,10 @@ static void test_batches_are_bounded(void **state)
 
     (void)state;
     start(true, (uint64_t)64 << 20);
-    assert_int_equal(kv_put(kv, &p, 1, false, PLENTY, &err), 0);
+    assert_int_equal(kv_put(kv, &p, 1, 0, PLENTY, &err), 0);
     p.value_len = ENGINE_VALUE_MAX;
     p.value = calloc(1, ENGINE_VALUE_MAX);
-    assert_int_equal(kv_put(kv, &p, 1, false, PLENTY, &err), 0);
+    assert_int_equal(kv_put(kv, &p, 1, 0, PLENTY, &err), 0);
     free((void *)(uintptr_t)p.value);
 }
 
@@ -294,23 +294,23 @@ static void test_bad_puts(void **state)
     (void)state;
     start(true, 1 << 20);
     memset(key, 'k', sizeof key);
-    assert_int_equal(kv_put(kv, &p, 1, false, PLENTY, &err), HEDGE_EINVAL);
+    assert_int_equal(kv_put(kv, &p, 1, 0, PLENTY, &err), HEDGE_EINVAL);
     p.key_len = 0;
-    assert_int_equal(kv_put(kv, &p, 1, false, PLENTY, &err), HEDGE_EINVAL);
+    assert_int_equal(kv_put(kv, &p, 1, 0, PLENTY, &err), HEDGE_EINVAL);
     assert_int_equal(put("__hedge/x", PLENTY), HEDGE_EINVAL);
     assert_non_null(strstr(err.text, "__hedge/"));
     p.key = "\0x";
     p.key_len = 2;
-    assert_int_equal(kv_put(kv, &p, 1, false, PLENTY, &err), HEDGE_EINVAL);
+    assert_int_equal(kv_put(kv, &p, 1, 0, PLENTY, &err), HEDGE_EINVAL);
     p.key = "x";
     p.key_len = 1;
     p.value = key;
     p.value_len = ENGINE_VALUE_MAX + 1;
-    assert_int_equal(kv_put(kv, &p, 1, false, PLENTY, &err), HEDGE_ETOOBIG);
+    assert_int_equal(kv_put(kv, &p, 1, 0, PLENTY, &err), HEDGE_ETOOBIG);
     assert_int_equal(put_flags("x", ENGINE_DELETE, PLENTY, NULL), HEDGE_EINVAL);
-    assert_int_equal(kv_put(kv, many, KV_BATCH_PUTS + 1, false, PLENTY, &err),
+    assert_int_equal(kv_put(kv, many, KV_BATCH_PUTS + 1, 0, PLENTY, &err),
                      HEDGE_EINVAL);
-    assert_int_equal(kv_put(kv, many, 0, false, PLENTY, &err), 0);
+    assert_int_equal(kv_put(kv, many, 0, 0, PLENTY, &err), 0);
     assert_int_equal(fake.appends, 0);
 }
 
@@ -449,7 +449,7 @@ static void test_no_leader(void **state)
     {
         struct engine_put p = {.key = "a", .key_len = 1};
 
-        assert_int_equal(kv_put(kv, &p, 1, true, PLENTY, &err),
+        assert_int_equal(kv_put(kv, &p, 1, KV_LEADER_ONLY, PLENTY, &err),
                          HEDGE_ENOTLEADER);
     }
 }
