@@ -22,6 +22,7 @@
 /* What is left of a deadline when it counts as passed: an error with a reason
  * is to get back before the caller gives up. */
 #define SLACK_MS 20u
+#define GIVE_UP_MS 40u /* What is not worth another try. */
 #define FOLLOW_MIN_MS 2u
 #define FOLLOW_MAX_MS 20u
 /* Those who were just answered mostly come again at once: waiting for them, up
@@ -378,7 +379,7 @@ static void retry(struct kv *kv, struct list *batch,
 
         op->sent = op->sent || sent;
         op->error = *why;
-        if (give_up || now + 2 * SLACK_MS >= op->deadline_ms) {
+        if (give_up || now + GIVE_UP_MS >= op->deadline_ms) {
             list_remove(l);
             op_end(kv, op, give_up ? why->code : late_error(op), NULL, &ended);
         }

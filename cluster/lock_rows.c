@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define ROW_VERSION 1u
-#define ID_DIGITS 16u
+#define ID_DIGITS ((size_t)16)
 
 static char *unconst(const char *s)
 {
@@ -72,7 +72,7 @@ void lock_row_release(struct engine_put *put)
 static bool parse_id(const char *digits, uint64_t *out)
 {
     *out = 0;
-    for (unsigned i = 0; i < ID_DIGITS; i++) {
+    for (size_t i = 0; i < ID_DIGITS; i++) {
         char c = digits[i];
         unsigned d;
 
@@ -91,7 +91,7 @@ static bool parse_id(const char *digits, uint64_t *out)
 static bool parse_key(const char *key, size_t len, struct semaphore_row *out)
 {
     const size_t prefix = sizeof LOCK_ROWS_PREFIX - 1;
-    const size_t tail = 1 + 2 * (size_t)ID_DIGITS;
+    const size_t tail = 1 + 2 * ID_DIGITS;
     size_t name;
 
     if (len <= prefix + tail || memcmp(key, LOCK_ROWS_PREFIX, prefix) != 0) {

@@ -203,7 +203,7 @@ static int put_held(const struct semaphore_call *c, Hedge__V1__LockAnswer *m)
     if (c->n_held == 0) {
         return 0;
     }
-    m->held = mem_calloc(c->n_held, sizeof *m->held + sizeof *held);
+    m->held = mem_calloc(c->n_held, sizeof(void *) + sizeof *held);
     if (m->held == NULL) {
         return HEDGE_ENOMEM;
     }

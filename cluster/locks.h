@@ -19,7 +19,7 @@
 
 #include "cluster/semaphore.h"
 
-#define LOCK_CALLS_MAX 100000u
+#define LOCK_CALLS_MAX 8192u
 
 struct hedge_node;
 struct locks;

@@ -8,6 +8,7 @@
 #define FIRST_CAP ((size_t)4 << 10)
 #define VARINT_MAX 10
 #define WIRE_BYTES 2
+#define REST_HEAD ((size_t)2 + 2 * VARINT_MAX)
 
 /* Field numbers of log.proto. */
 enum {
@@ -193,7 +194,7 @@ size_t log_encode_rest(struct log_encoder *p, size_t at, size_t piece)
 
     assert(at < p->rest_len);
     p->len = 0;
-    if (!grow(&p->data, &p->cap, len + 2 * (1 + VARINT_MAX))) {
+    if (!grow(&p->data, &p->cap, len + REST_HEAD)) {
         p->failed = true;
         return at;
     }

@@ -121,7 +121,7 @@ static int send_large(struct rpc_channel *c, const struct pb_buf *buf,
         rv = pb_send(s, &chunk.base, until > now ? until - now : 0);
     }
     if (rv == 0) {
-        rv = rpc_stream_close_send(s);
+        (void)rpc_stream_close_send(s);
     }
     /* After a failure to send, receiving tells why. */
     rv = rpc_stream_recv(s, timeout_ms, msg, e);
@@ -175,7 +175,7 @@ static int forward(void *ctx, struct engine_put *puts, size_t n,
         return error_set(e, HEDGE_ENOMEM, "no memory for a request");
     }
     r.m.timeout_ms =
-        timeout_ms > 2 * MARGIN_MS ? timeout_ms - MARGIN_MS : timeout_ms;
+        timeout_ms / 2 > MARGIN_MS ? timeout_ms - MARGIN_MS : timeout_ms;
     rv = pb_pack(&r.m.base, &buf);
     request_release(&r);
     if (rv != 0) {

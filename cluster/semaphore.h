@@ -48,8 +48,8 @@
 #define SEMAPHORE_LEASE_MIN_MS 1000u
 #define SEMAPHORE_LEASE_MAX_MS 3600000u
 #define SEMAPHORE_TTL_MAX_MS 2592000000u /* 30 days. */
-#define SEMAPHORE_CLAIMS_MAX 100000u
-#define SEMAPHORE_SESSIONS_MAX 100000u
+#define SEMAPHORE_CLAIMS_MAX 16384u      /* With their calls about 30 MiB. */
+#define SEMAPHORE_SESSIONS_MAX 16384u
 #define SEMAPHORE_BATCH_MAX 512u /* Rows of one append. */
 
 enum semaphore_op {

@@ -32,7 +32,7 @@ static void reply_state(struct rpc_call *rpc, const struct semaphore_call *c)
 {
     Hedge__V1__LockSessionState m = HEDGE__V1__LOCK_SESSION_STATE__INIT;
     Hedge__V1__LockHeld *held =
-        mem_calloc(c->n_held + 1, sizeof *held + sizeof *m.held);
+        mem_calloc(c->n_held + 1, sizeof *held + sizeof(void *));
 
     if (held == NULL) {
         rpc_fail(rpc, HEDGE_ENOMEM, "no memory for the answer");
