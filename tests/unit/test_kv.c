@@ -1,6 +1,6 @@
 /* Group commit and forwarding, over an engine and a leader of the test's own.
  */
-#include "cluster/kv.h"
+#include "cluster/log/kv.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 
