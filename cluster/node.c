@@ -1,10 +1,10 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
-#include "cluster/kv.h"
-#include "cluster/locks_internal.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks_internal.h"
 #include "cluster/node_internal.h"
-#include "cluster/sem_session.h"
-#include "cluster/serve_lines.h"
+#include "cluster/locks/sem_session.h"
+#include "cluster/foreign/serve_lines.h"
 #include "cluster/stats.h"
 
 #include "store/base/clock.h"

@@ -7,16 +7,16 @@
 #ifndef CLUSTER_NODE_INTERNAL_H
 #define CLUSTER_NODE_INTERNAL_H
 
-#include "cluster/directory.h"
-#include "cluster/election.h"
+#include "cluster/group/directory.h"
+#include "cluster/group/election.h"
 #include "cluster/engine/engine.h"
-#include "cluster/handlers.h"
+#include "cluster/messages/handlers.h"
 #include "cluster/hedge.h"
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 #include "cluster/pb.h"
-#include "cluster/peer_tier.h"
+#include "cluster/peer/peer_tier.h"
 #include "cluster/rpc/rpc.h"
-#include "cluster/serve_peer.h"
+#include "cluster/peer/serve_peer.h"
 #include "store/base/list.h"
 #include "store/base/pool.h"
 #include "store/sos.h"

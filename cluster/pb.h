@@ -9,7 +9,7 @@
 #ifndef CLUSTER_PB_H
 #define CLUSTER_PB_H
 
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 #include "cluster/rpc/rpc.h"
 #include "proto/hedge.pb-c.h"
 #include "store/sos.h"

@@ -1,10 +1,10 @@
 #include "cluster/stats.h"
 
-#include "cluster/handlers.h"
-#include "cluster/kv.h"
-#include "cluster/locks_internal.h"
+#include "cluster/messages/handlers.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks_internal.h"
 #include "cluster/node_internal.h"
-#include "cluster/serve_lines.h"
+#include "cluster/foreign/serve_lines.h"
 
 #include "store/base/clock.h"
 

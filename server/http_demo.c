@@ -1,7 +1,7 @@
 /* http_demo.c - what the HTTP server can be asked for. */
 #include "server/http_internal.h"
 
-#include "cluster/store_json.h"
+#include "cluster/stores/store_json.h"
 #include "server/http_parse.h"
 #include "store/base/error.h"
 #include "store/base/mem.h"

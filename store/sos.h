@@ -12,8 +12,8 @@
 #define STORE_SOS_H
 
 #include "store/arena.h"
-#include "store/catalog.h"
-#include "store/disk.h"
+#include "store/catalog/catalog.h"
+#include "store/disk/disk.h"
 #include "store/segment.h"
 
 #define SOS_WRITERS_MAX 65536

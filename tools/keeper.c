@@ -1,7 +1,7 @@
 #include "tools/keeper.h"
 
 #include "cluster/pb.h"
-#include "cluster/sem_view.h"
+#include "cluster/locks/sem_view.h"
 #include "proto/locks.pb-c.h"
 #include "store/base/clock.h"
 #include "store/base/error.h"

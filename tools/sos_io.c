@@ -1,6 +1,6 @@
 #include "tools/sos_io.h"
 
-#include "cluster/store_link.h"
+#include "cluster/stores/store_link.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"

@@ -1,5 +1,5 @@
 /* The JSON of the line protocol's PUT. */
-#include "cluster/line_put.h"
+#include "cluster/foreign/line_put.h"
 
 #include <stdint.h>
 #include <stdlib.h>

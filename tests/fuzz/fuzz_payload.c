@@ -1,6 +1,6 @@
 /* Messages of the reference's gRPC service: what was parsed is packed and
  * parsed again, and is the same. */
-#include "cluster/payload.h"
+#include "cluster/messages/payload.h"
 #include "store/base/mem.h"
 
 #include <stdint.h>

@@ -3,8 +3,8 @@
  * fail; and rows as they are read from the disk. The first byte says which of
  * the two; of calls, a byte of length comes before each, whose top bits say
  * what happens beside it. */
-#include "cluster/lock_rows.h"
-#include "cluster/locks_internal.h"
+#include "cluster/locks/lock_rows.h"
+#include "cluster/locks/locks_internal.h"
 #include "store/base/mem.h"
 
 #include <stdlib.h>

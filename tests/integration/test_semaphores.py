@@ -572,6 +572,16 @@ class Command(SharedTest, LockTest):
         self.assert_status(finish(p), 125)
         self.assertLess(self.last_beat(path), start)
 
+    def test_command_is_asked_first(self):
+        script = ("trap 'echo told > {path}.told; exit 0' TERM; "
+                  "echo > {path}; while :; do sleep 0.01; done")
+        p, path = self.beat("asked", "8s", script=script)
+        p.send_signal(signal.SIGSTOP)
+        wait_until("the command to be told",
+                   lambda: os.path.exists(path + ".told"), 40)
+        p.send_signal(signal.SIGCONT)
+        self.assert_status(finish(p), 125)
+
     def test_command_dies_with_hedgectl(self):
         begun = time.time()  # The lease cannot be older.
         p, path = self.beat("killed", "2s")

@@ -1,4 +1,4 @@
-#include "cluster/line_put.h"
+#include "cluster/foreign/line_put.h"
 
 #include "store/base/strbuf.h"
 #include "tests/lib/check.h"

@@ -1,4 +1,4 @@
-#include "cluster/payload.h"
+#include "cluster/messages/payload.h"
 
 #include "store/base/mem.h"
 #include "tests/lib/check.h"

@@ -1,7 +1,7 @@
 /* The peer tier against real peers in this process. */
 #include "tests/lib/peer_node.h"
 
-#include "cluster/peer_internal.h"
+#include "cluster/peer/peer_internal.h"
 #include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"

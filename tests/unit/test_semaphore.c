@@ -1,6 +1,6 @@
-#include "cluster/lock_rows.h"
-#include "cluster/sem_view.h"
-#include "cluster/semaphore.h"
+#include "cluster/locks/lock_rows.h"
+#include "cluster/locks/sem_view.h"
+#include "cluster/locks/semaphore.h"
 #include "store/base/mem.h"
 
 #include <setjmp.h>
