@@ -39,18 +39,20 @@ bool locks_post(struct locks *l, struct letter *letter, letter_fn fn)
     return !closed;
 }
 
-static void read_letters(struct locks *l, bool closed)
+static void read_letters(struct locks *l, bool close)
 {
     struct list letters, *item;
 
     list_init(&letters);
     pthread_mutex_lock(&l->lock);
-    l->closed = l->closed || closed;
+    l->closed = l->closed || close;
     list_splice(&letters, &l->inbox);
     pthread_mutex_unlock(&l->lock);
     while ((item = list_pop(&letters)) != NULL) {
         struct letter *letter = container_of(item, struct letter, link);
-        letter->fn(l->node, letter, closed);
+        /* One of them may be the one that closes: nobody would answer those
+         * behind it. */
+        letter->fn(l->node, letter, l->closed);
     }
 }
 
@@ -204,6 +206,7 @@ static void start_engine(struct locks *l, struct semaphore_actions *a)
     w->term = l->term;
     w->rows = a->rows;
     w->n_rows = a->n_rows;
+    w->status = HEDGE_ECLOSED;
     if (pool_submit(l->engine_pool, &w->work, run_engine) != 0) {
         (void)locks_post(l, &w->letter, on_engine);
     }
@@ -339,9 +342,11 @@ static void close_all(struct locks *l)
 {
     struct semaphore_event lost = {.type = SEMAPHORE_LOST};
 
-    read_letters(l, true);
+    /* In this order: once it is closed other threads end what their peers have
+     * asked, which the core must not have any more. */
     l->term = 0;
     step(l, &lost);
+    read_letters(l, true);
     route_close(l);
 }
 
