@@ -413,10 +413,10 @@ HEDGE_API void hedge_reply_free(struct hedge_reply *reply);
 
 struct hedge_broadcast_options {
     bool skip_self;
-    const char *const *only; /* Ids; NULL: all members. */
+    const char *const *only; /* Up to 1024 ids; NULL: all members. */
     size_t n_only;
-    /* Called for each reply as it comes, one at a time, on a thread of the
-     * node; `r` lives until it returns. NULL: the replies are collected. */
+    /* Called for each reply as it comes, one at a time, on the thread that
+     * waits; `r` lives until it returns. NULL: the replies are collected. */
     void (*on_reply)(void *ctx, const struct hedge_reply *r);
     void *ctx;
 };

@@ -537,17 +537,21 @@ static void exchange_release(struct exchange *x)
     pthread_mutex_destroy(&x->lock);
 }
 
+static uint64_t deadline_of(const struct exchange_options *o)
+{
+    uint64_t ms = o->timeout_ms;
+
+    return clock_mono_ms() + (ms < TIMEOUT_MAX_MS ? ms : TIMEOUT_MAX_MS);
+}
+
 static void target_init(struct target *t, struct exchange *x)
 {
-    uint64_t ms = x->o->timeout_ms;
-
     memset(t, 0, sizeof *t);
     t->x = x;
     list_init(&t->link);
     msg_buf_init(&t->reply, x->n->messages);
     t->d.len = x->o->len;
-    t->d.deadline_ms =
-        clock_mono_ms() + (ms < TIMEOUT_MAX_MS ? ms : TIMEOUT_MAX_MS);
+    t->d.deadline_ms = deadline_of(x->o);
     delivery_begin(&t->d);
 }
 
@@ -670,27 +674,29 @@ static void add_targets(struct exchange *x, const struct view *v)
 }
 
 /* The members, once there is a list of them. */
-static struct view *await_view(struct hedge_node *n,
-                               const struct exchange_options *o,
-                               struct hedge_error *e)
+static int await_view(struct hedge_node *n, const struct exchange_options *o,
+                      struct view **out, struct hedge_error *e)
 {
-    uint64_t until_ms = clock_mono_ms() + o->timeout_ms;
+    uint64_t until_ms = deadline_of(o);
 
+    *out = NULL;
     for (;;) {
         struct view *v = node_view(n);
 
         if (v != NULL && v->n > 0) {
-            return v;
+            *out = v;
+            return 0;
         }
         view_unref(v);
         if (n->closing) {
-            (void)error_set(e, HEDGE_ECLOSED, "the node stops");
-            return NULL;
+            return error_set(e, HEDGE_ECLOSED, "the node stops");
+        }
+        if (o->gone != NULL && o->gone(o->ctx)) {
+            return error_set(e, HEDGE_ECANCELED, "the sender has gone");
         }
         if (clock_mono_ms() >= until_ms) {
-            (void)error_set(e, HEDGE_ENOLEADER,
-                            "the group has no leader, and no list of members");
-            return NULL;
+            return error_set(e, HEDGE_ENOLEADER,
+                             "the group has no leader, and no list of members");
         }
         clock_sleep_ms(MESSAGING_ROUTE_MS);
     }
@@ -703,12 +709,14 @@ int exchange_broadcast(struct hedge_node *n, const struct exchange_options *o,
     struct view *v;
     int rv = check(o, e);
 
+    if (rv == 0 && o->n_only > EXCHANGE_ONLY_MAX) {
+        rv = error_set(e, HEDGE_ETOOBIG,
+                       "a broadcast to %zu ids; at most %u can be named",
+                       o->n_only, EXCHANGE_ONLY_MAX);
+    }
+    rv = rv != 0 ? rv : await_view(n, o, &v, e);
     if (rv != 0) {
         return rv;
-    }
-    v = await_view(n, o, e);
-    if (v == NULL) {
-        return n->closing ? HEDGE_ECLOSED : HEDGE_ENOLEADER;
     }
     exchange_init(&x, n, o, HANDLER_BROADCAST);
     x.targets = mem_calloc(v->n + o->n_only, sizeof x.targets[0]);

@@ -8,11 +8,13 @@
  * Threads:   any; the calls block, and on_reply runs on the calling thread.
  * Errors:    as hedge_send() and hedge_broadcast().
  * Units:     bytes, milliseconds.
- * Limits:    MSG_MAX bytes. */
+ * Limits:    MSG_MAX bytes; EXCHANGE_ONLY_MAX ids in `only`. */
 #ifndef CLUSTER_MSG_EXCHANGE_H
 #define CLUSTER_MSG_EXCHANGE_H
 
 #include "cluster/hedge.h"
+
+#define EXCHANGE_ONLY_MAX 1024u
 
 struct exchange_options {
     const void *data;

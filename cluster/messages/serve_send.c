@@ -36,7 +36,9 @@ static uint64_t time_for(struct rpc_stream *s, uint64_t wanted_ms)
     if (wanted_ms == 0) {
         wanted_ms = left_ms != RPC_NO_TIMEOUT ? left_ms : TIMEOUT_DEFAULT_MS;
     }
-    return messaging_far_timeout(wanted_ms < left_ms ? wanted_ms : left_ms);
+    wanted_ms = wanted_ms < left_ms ? wanted_ms : left_ms;
+    return messaging_far_timeout(wanted_ms < UINT32_MAX ? wanted_ms
+                                                        : UINT32_MAX);
 }
 
 static uint64_t left_of(uint64_t until_ms)
