@@ -337,8 +337,10 @@ static void copy_in(struct engine_put *to, struct list *batch)
     list_foreach (l, batch) {
         const struct kv_op *op = container_of(l, struct kv_op, link);
 
-        memcpy(to, op->puts, op->n * sizeof *to);
-        to += op->n;
+        if (op->n > 0) {
+            memcpy(to, op->puts, op->n * sizeof *to);
+            to += op->n;
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 #define FIRST_CAP ((size_t)4 << 10)
 #define VARINT_MAX 10
 #define WIRE_BYTES 2
-#define REST_HEAD ((size_t)2 + 2 * VARINT_MAX)
+#define REST_HEAD ((size_t)2 + (size_t)2 * VARINT_MAX)
 
 /* Field numbers of log.proto. */
 enum {

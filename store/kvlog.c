@@ -53,12 +53,6 @@ int kvlog_corrupt(struct hedge_error *e, const char *table, uint64_t revision)
                      table, (unsigned long long)revision);
 }
 
-MDB_val kvlog_val(const void *data, size_t len)
-{
-    /* LMDB does not write through keys and values that go in. */
-    return (MDB_val){.mv_size = len, .mv_data = (void *)(uintptr_t)data};
-}
-
 /* --- tables -----------------------------------------------------------------
  */
 
@@ -236,12 +230,13 @@ static int put_expiry(MDB_txn *txn, const struct kvlog *l,
                       const void *data, size_t len, struct hedge_error *e)
 {
     unsigned char k[EXPIRY_KEY];
-    MDB_val key = kvlog_val(k, sizeof k), val = kvlog_val(data, len);
+    MDB_val key, val = kvlog_val(data, len);
     int rc;
 
     put_be64(k, s->timestamp_ms);
     put_be64(k + 8, s->revision);
     k[16] = (unsigned char)kind;
+    key = kvlog_val(k, sizeof k);
     rc = mdb_put(txn, l->expiry, &key, &val, 0);
     return rc != 0 ? kvlog_error(e, rc, "expiry") : 0;
 }
@@ -274,13 +269,15 @@ static int hide_row(MDB_txn *txn, const struct kvlog *l, const MDB_val *row,
 {
     unsigned char copy[KVLOG_ROW_KEY_MAX], value[INDEX_VALUE], by[8];
     size_t len = row->mv_size;
-    MDB_val key = kvlog_val(copy, len), val = kvlog_val(value, sizeof value);
+    MDB_val key, val;
     uint64_t revision;
     int rc;
 
     memcpy(copy, row->mv_data, len);
     (void)kvlog_index_split(copy, len, &revision);
     kvlog_index_value(copy, len, s->revision, value);
+    key = kvlog_val(copy, len);
+    val = kvlog_val(value, sizeof value);
     rc = mdb_put(txn, l->index, &key, &val, 0);
     if (rc == 0) {
         put_le64(by, s->revision);

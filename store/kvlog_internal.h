@@ -104,7 +104,11 @@ bool kvlog_request_decode(const unsigned char *id, const MDB_val *val,
 /* The hedge code of an LMDB one, with a text. */
 int kvlog_error(struct hedge_error *e, int rc, const char *table);
 int kvlog_corrupt(struct hedge_error *e, const char *table, uint64_t revision);
-MDB_val kvlog_val(const void *data, size_t len);
+/* LMDB does not write through keys and values that go in. */
+static inline MDB_val kvlog_val(const void *data, size_t len)
+{
+    return (MDB_val){.mv_size = len, .mv_data = (void *)(uintptr_t)data};
+}
 int kvlog_put_state(MDB_txn *txn, const struct kvlog *l,
                     const struct kvlog_state *s, struct hedge_error *e);
 /* Compare the token with the term, and raise it. */

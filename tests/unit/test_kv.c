@@ -73,7 +73,7 @@ static int fake_append(void *ctx, uint64_t token, const char *leader,
                        struct engine_put *puts, size_t n, uint64_t timeout_ms,
                        struct hedge_error *e)
 {
-    uint64_t until = clock_mono_ms() + timeout_ms;
+    uint64_t until = clock_mono_ms() + timeout_ms, pause_ms;
     int rv = 0;
 
     (void)ctx;
@@ -98,10 +98,9 @@ static int fake_append(void *ctx, uint64_t token, const char *leader,
         *(n > 0 ? &fake.appends : &fake.raises) += 1;
         rv = append_all(puts, n);
     }
+    pause_ms = fake.pause_ms;
     pthread_mutex_unlock(&fake.lock);
-    if (fake.pause_ms > 0) {
-        clock_sleep_ms(fake.pause_ms);
-    }
+    clock_sleep_ms(pause_ms);
     return rv;
 }
 
@@ -158,6 +157,14 @@ static int fake_forward(void *ctx, struct engine_put *puts, size_t n,
     return rv;
 }
 
+/* The threads under test look at these. */
+#define SET(field, value)                 \
+    do {                                  \
+        pthread_mutex_lock(&fake.lock);   \
+        fake.field = (value);             \
+        pthread_mutex_unlock(&fake.lock); \
+    } while (0)
+
 static struct kv *kv;
 static struct hedge_error err;
 
@@ -169,8 +176,8 @@ static void start(bool leads, uint64_t budget)
                            .leads = fake_leads,
                            .forward = fake_forward};
 
-    fake.leads = leads;
-    fake.token = 7;
+    SET(leads, leads);
+    SET(token, 7);
     assert_int_equal(kv_new(&o, &kv), 0);
 }
 
@@ -186,7 +193,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    fake.blocked = false;
+    SET(blocked, false);
     kv_free(kv);
     pthread_mutex_destroy(&fake.lock);
     return 0;
@@ -256,7 +263,7 @@ static void test_group_commit(void **state)
 
     (void)state;
     start(true, 1 << 20);
-    fake.pause_ms = 5;
+    SET(pause_ms, 5);
     for (unsigned i = 0; i < THREADS; i++) {
         assert_int_equal(pthread_create(&threads[i], NULL, put_many, &fake), 0);
     }
@@ -325,7 +332,7 @@ static void test_services(void **state)
     assert_int_equal(kv_append(kv, 7, NULL, 0, PLENTY, &err), 0);
     assert_int_equal(kv_append(kv, 6, &p, 1, PLENTY, &err), HEDGE_EFENCED);
     assert_int_equal(kv_append(kv, 8, &p, 1, PLENTY, &err), HEDGE_EFENCED);
-    fake.leads = false;
+    SET(leads, false);
     kv_wake(kv);
     assert_int_equal(kv_append(kv, 7, &p, 1, PLENTY, &err), HEDGE_EFENCED);
     assert_int_equal(fake.forwards, 0);
@@ -336,8 +343,8 @@ static void test_engine_fails(void **state)
 {
     (void)state;
     start(true, 1 << 20);
-    fake.fail = HEDGE_ENOSPC;
-    fake.fail_times = 1;
+    SET(fail, HEDGE_ENOSPC);
+    SET(fail_times, 1);
     assert_int_equal(put("a", PLENTY), HEDGE_ENOSPC);
     assert_string_equal(err.text, "the test says so");
     assert_int_equal(put("a", PLENTY), 0);
@@ -352,20 +359,18 @@ static void test_stuck(void **state)
     (void)state;
     start(true, 1 << 20);
     assert_int_equal(put("a", PLENTY), 0);
-    fake.blocked = true;
+    SET(blocked, true);
     assert_int_equal(put("a", 300), HEDGE_ETIMEDOUT);
     assert_non_null(strstr(err.text, "process 77"));
     assert_in_range(clock_mono_ms() - from, 200, 2000);
-    fake.blocked = false;
+    SET(blocked, false);
     assert_int_equal(put("a", PLENTY), 0);
 }
 
 static void *unblock(void *arg)
 {
     clock_sleep_ms(150);
-    pthread_mutex_lock(&fake.lock);
-    fake.blocked = false;
-    pthread_mutex_unlock(&fake.lock);
+    SET(blocked, false);
     return arg;
 }
 
@@ -375,7 +380,7 @@ static void test_stuck_for_a_while(void **state)
 
     (void)state;
     start(true, 1 << 20);
-    fake.blocked = true;
+    SET(blocked, true);
     assert_int_equal(pthread_create(&thread, NULL, unblock, NULL), 0);
     assert_int_equal(put("a", PLENTY), 0);
     assert_int_equal(pthread_join(thread, NULL), 0);
@@ -407,13 +412,13 @@ static void test_forward_is_repeated(void **state)
     (void)state;
     start(false, 1 << 20);
     for (unsigned i = 0; i < 5; i++) {
-        fake.forward_fail = codes[i];
-        fake.forward_fail_times = 3;
+        SET(forward_fail, codes[i]);
+        SET(forward_fail_times, 3);
         assert_int_equal(put_flags("a", 0, PLENTY, &r), 0);
         assert_int_equal(r, i + 1);
     }
-    fake.forward_fail = HEDGE_ENOSPC;
-    fake.forward_fail_times = 1;
+    SET(forward_fail, HEDGE_ENOSPC);
+    SET(forward_fail_times, 1);
     assert_int_equal(put("a", PLENTY), HEDGE_ENOSPC);
 }
 
@@ -424,9 +429,9 @@ static void test_lost_answers(void **state)
 
     (void)state;
     start(false, 1 << 20);
-    fake.forward_fail = HEDGE_EUNAVAILABLE;
-    fake.lose_answers = true;
-    fake.forward_fail_times = 2;
+    SET(forward_fail, HEDGE_EUNAVAILABLE);
+    SET(lose_answers, true);
+    SET(forward_fail_times, 2);
     assert_int_equal(put_flags("a", 0, PLENTY, &r), 0);
     assert_int_equal(r, 1);
     assert_int_equal(fake.revision, 1);
@@ -439,11 +444,11 @@ static void test_no_leader(void **state)
 
     (void)state;
     start(false, 1 << 20);
-    fake.forward_fail = HEDGE_ENOLEADER;
-    fake.forward_fail_times = 1000000;
+    SET(forward_fail, HEDGE_ENOLEADER);
+    SET(forward_fail_times, 1000000);
     assert_int_equal(put("a", 200), HEDGE_ENOLEADER);
     assert_in_range(clock_mono_ms() - from, 100, 2000);
-    fake.forward_fail = HEDGE_EUNAVAILABLE; /* It may have got there. */
+    SET(forward_fail, HEDGE_EUNAVAILABLE); /* It may have got there. */
     assert_int_equal(put("a", 200), HEDGE_ETIMEDOUT);
     assert_non_null(strstr(err.text, "may yet happen"));
     {
@@ -457,9 +462,7 @@ static void test_no_leader(void **state)
 static void *become_leader(void *arg)
 {
     clock_sleep_ms(100);
-    pthread_mutex_lock(&fake.lock);
-    fake.leads = true;
-    pthread_mutex_unlock(&fake.lock);
+    SET(leads, true);
     kv_wake(kv);
     return arg;
 }
@@ -471,9 +474,9 @@ static void test_becoming_the_leader(void **state)
 
     (void)state;
     start(false, 1 << 20);
-    fake.forward_fail = HEDGE_EUNAVAILABLE;
-    fake.forward_fail_times = 1000000;
-    fake.lose_answers = true; /* The old one had it. */
+    SET(forward_fail, HEDGE_EUNAVAILABLE);
+    SET(forward_fail_times, 1000000);
+    SET(lose_answers, true); /* The old one had it. */
     assert_int_equal(pthread_create(&thread, NULL, become_leader, NULL), 0);
     assert_int_equal(put_flags("a", 0, PLENTY, &r), 0);
     assert_int_equal(r, 1);
@@ -488,14 +491,10 @@ static void test_deposed(void **state)
     (void)state;
     start(true, 1 << 20);
     assert_int_equal(put("a", PLENTY), 0);
-    pthread_mutex_lock(&fake.lock);
-    fake.term = 8;
-    pthread_mutex_unlock(&fake.lock);
+    SET(term, 8);
     assert_int_equal(put("a", 300), HEDGE_ENOLEADER); /* It thinks it leads. */
     assert_int_equal(fake.revision, 1);
-    pthread_mutex_lock(&fake.lock);
-    fake.leads = false;
-    pthread_mutex_unlock(&fake.lock);
+    SET(leads, false);
     kv_wake(kv);
     assert_int_equal(put("a", PLENTY), 0);
     assert_true(fake.forwards > 0);
@@ -548,7 +547,7 @@ static void test_submit(void **state)
 
     (void)state;
     start(true, 1000);
-    fake.blocked = true;
+    SET(blocked, true);
     for (unsigned i = 0; i < 3; i++) {
         async_init(&a[i], 400);
     }
@@ -556,7 +555,7 @@ static void test_submit(void **state)
     assert_int_equal(kv_submit(kv, &a[1].op, &err), 0);
     assert_int_equal(kv_submit(kv, &a[2].op, &err), HEDGE_EEXHAUSTED);
     assert_int_equal(kv_reserve(kv, 500, 50, &err), HEDGE_EEXHAUSTED);
-    fake.blocked = false;
+    SET(blocked, false);
     await(&a[0]);
     await(&a[1]);
     assert_int_equal(a[0].status, 0);
@@ -576,8 +575,8 @@ static void test_stop(void **state)
 
     (void)state;
     start(false, 1 << 20);
-    fake.forward_fail = HEDGE_ENOLEADER;
-    fake.forward_fail_times = 1000000;
+    SET(forward_fail, HEDGE_ENOLEADER);
+    SET(forward_fail_times, 1000000);
     async_init(&a[0], 10);
     async_init(&a[1], 10);
     assert_int_equal(kv_submit(kv, &a[0].op, &err), 0);
@@ -602,7 +601,7 @@ static void test_wait(void **state)
     from = clock_mono_ms();
     assert_int_equal(kv_wait(kv, 1, 60, &now, &err), HEDGE_ETIMEDOUT);
     assert_true(clock_mono_ms() - from >= 60);
-    fake.blocked = true;
+    SET(blocked, true);
     assert_int_equal(pthread_create(&thread, NULL, put_many, NULL), 0);
     assert_int_equal(kv_wait(kv, 1, PLENTY, &now, &err), 0);
     assert_true(now > 1);
