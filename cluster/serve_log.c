@@ -18,6 +18,7 @@
                        */
 #define GET_MAX_BYTES (RPC_MESSAGE_MAX - 64)
 #define REQUEST_MAX (ENGINE_VALUE_MAX + ((size_t)1 << 20))
+#define PAGE_RESERVED (2 * PAGE_BYTES)
 #define FOLLOW_STEP_MS 200u
 #define SEND_STEP_MS 1000u
 
@@ -407,7 +408,7 @@ struct query {
     struct rpc_stream *stream;
     struct engine_query q;
     struct log_encoder page;
-    bool limited, more;
+    bool follow, limited, more;
     uint64_t reserved; /* Of the budget. */
 };
 
@@ -500,31 +501,60 @@ static int scan_page(struct query *q, struct hedge_error *e)
                : rv;
 }
 
-/* One step: a page is read and sent. A long value is waited for until the
- * budget has room for it. */
-static int step_query(struct query *q, struct hedge_error *e)
+static int take_memory(struct query *q, uint64_t bytes, uint64_t timeout_ms,
+                       struct hedge_error *e)
 {
-    size_t room = 0;
-    int rv = scan_page(q, e);
+    int rv = kv_reserve_read(q->node->kv, bytes, timeout_ms, e);
 
-    if (rv == 0 && q->page.n == 0 && q->page.wants > 0) {
-        room = q->page.wants;
-        rv = kv_reserve(q->node->kv, room, DEFAULT_MS, e);
-        if (rv != 0) {
-            return rv;
-        }
+    if (rv == 0) {
+        q->reserved = bytes;
+        log_encoder_init(&q->page, PAGE_BYTES, PIECE_BYTES);
+    }
+    return rv;
+}
+
+static void give_memory_back(struct query *q)
+{
+    if (q->reserved > 0) {
+        log_encoder_release(&q->page);
+        kv_release_read(q->node->kv, q->reserved);
+        q->reserved = 0;
+    }
+}
+
+/* The entry that no page has room for: wait until the budget has. */
+static int scan_large(struct query *q, struct hedge_error *e)
+{
+    size_t room = q->page.wants;
+    int rv;
+
+    give_memory_back(q);
+    rv = take_memory(q, room + PAGE_RESERVED, DEFAULT_MS, e);
+    if (rv == 0) {
         q->page.room = room;
         rv = scan_page(q, e);
         q->page.room = 0;
     }
-    if (rv == 0 && (q->page.n > 0 || !q->more)) {
+    return rv;
+}
+
+/* One step: a page is read and sent, also without entries: whoever asked knows
+ * then that the search goes on, and that it has gone is noticed. Who follows
+ * takes an empty page for the end. */
+static int step_query(struct query *q, struct hedge_error *e)
+{
+    int rv = scan_page(q, e);
+    bool large = rv == 0 && q->page.n == 0 && q->page.wants > 0;
+
+    if (large) {
+        rv = scan_large(q, e);
+    }
+    if (rv == 0 && (q->page.n > 0 || !q->more || !q->follow)) {
         rv = send_page(q);
     }
-    if (room > 0) {
-        mem_free(q->page.rest);
-        q->page.rest = NULL;
-        q->page.rest_cap = 0;
-        kv_release(q->node->kv, room);
+    if (rv == 0 && large) {
+        give_memory_back(q);
+        rv = take_memory(q, PAGE_RESERVED, DEFAULT_MS / 3, e);
     }
     return rv;
 }
@@ -548,18 +578,21 @@ static int run_query(struct query *q, struct hedge_error *e)
     return rv;
 }
 
+/* While there is nothing to be sent it holds no memory. */
 static int run_follow(struct query *q, struct hedge_error *e)
 {
     uint64_t last;
     int rv = run_query(q, e);
 
     while (rv == 0 && !at_limit(q)) {
+        give_memory_back(q);
         rv = kv_wait(q->node->kv, q->q.snapshot, FOLLOW_STEP_MS, &last, e);
         if (rpc_stream_is_cancelled(q->stream)) {
             return HEDGE_ECANCELED;
         }
-        if (rv == HEDGE_ETIMEDOUT) {
-            rv = 0;
+        rv = rv == 0 ? take_memory(q, PAGE_RESERVED, SEND_STEP_MS, e) : rv;
+        if (rv == HEDGE_ETIMEDOUT || rv == HEDGE_EEXHAUSTED) {
+            rv = 0; /* Nothing new, or others read at present. */
         } else if (rv == 0) {
             q->q.from_revision = q->q.snapshot + 1;
             q->q.resume_len = 0;
@@ -572,7 +605,7 @@ static int run_follow(struct query *q, struct hedge_error *e)
 static int serve_query(struct hedge_node *n, struct rpc_stream *s, bool follow,
                        struct hedge_error *e)
 {
-    struct query q = {.node = n, .stream = s};
+    struct query q = {.node = n, .stream = s, .follow = follow};
     Hedge__V1__LogQuery *m;
     struct rpc_msg msg;
     int rv = rpc_stream_recv(s, DEFAULT_MS, &msg, e);
@@ -588,17 +621,14 @@ static int serve_query(struct hedge_node *n, struct rpc_stream *s, bool follow,
     }
     rv = check_query(m, follow, e);
     if (rv == 0) {
-        rv = kv_reserve(n->kv, 2 * PAGE_BYTES, DEFAULT_MS / 3, e);
-        q.reserved = rv == 0 ? 2 * PAGE_BYTES : 0;
+        rv = take_memory(&q, PAGE_RESERVED, DEFAULT_MS / 3, e);
     }
     if (rv == 0) {
         to_query(m, &q.q);
         q.limited = m->limit != 0;
-        log_encoder_init(&q.page, PAGE_BYTES, PIECE_BYTES);
         rv = follow ? run_follow(&q, e) : run_query(&q, e);
-        log_encoder_release(&q.page);
     }
-    kv_release(n->kv, q.reserved);
+    give_memory_back(&q);
     pb_free(m);
     return rv;
 }

@@ -558,6 +558,23 @@ class Foreign(LogTest):
         self.assertEqual(next(got).value, b"2")
         self.assertEqual(list(got), [])
 
+    def test_many_followers_hold_nothing(self):
+        """Those who wait for news take nothing from those who put and read."""
+        k = self.key().encode()
+        stub, m = log_stub(self.first), pb()
+        put_grpc(self.first, k + b"large", random_bytes(15 * MIB // 2))
+        followers = [stub.Follow(m.LogQuery(key=k + b"x", prefix=True),
+                                 timeout=60) for _ in range(200)]
+        for f in followers:
+            self.assertEqual(len(next(f).entries), 0)
+        put_grpc(self.first, k + b"x", b"v")
+        self.assertEqual(len(next(query_grpc(
+            self.first, key=k + b"large")).value), 15 * MIB // 2)
+        for f in followers:
+            while not next(f).entries:
+                pass
+            f.cancel()
+
     def test_slow_reader_holds_nothing(self):
         """A client that stops reading holds no transaction: pages go on being
         used again."""

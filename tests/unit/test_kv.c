@@ -569,6 +569,28 @@ static void test_submit(void **state)
     await(&a[0]);
 }
 
+static void test_slow_readers(void **state)
+{
+    (void)state;
+    start(true, 1000);
+    assert_int_equal(kv_reserve_read(kv, 300, 50, &err), 0);
+    assert_int_equal(kv_reserve_read(kv, 200, 50, &err), 0);
+    assert_int_equal(kv_reserve_read(kv, 1, 50, &err), HEDGE_EEXHAUSTED);
+    assert_int_equal(put("a", PLENTY), 0);
+    assert_int_equal(kv_reserve(kv, 500, 50, &err), 0);
+    assert_int_equal(kv_reserve(kv, 1, 50, &err), HEDGE_EEXHAUSTED);
+    kv_release(kv, 500);
+    assert_int_equal(kv_reserve(kv, 700, 50, &err), 0); /* The only one. */
+    kv_release_read(kv, 300);
+    kv_release_read(kv, 200);
+    assert_int_equal(kv_reserve_read(kv, 600, 50, &err), HEDGE_EEXHAUSTED);
+    kv_release(kv, 700);
+    assert_int_equal(kv_reserve(kv, 500, 50, &err), 0);
+    assert_int_equal(kv_reserve_read(kv, 600, 50, &err), 0);
+    kv_release_read(kv, 600);
+    kv_release(kv, 500);
+}
+
 static void test_stop(void **state)
 {
     struct async a[2];
@@ -650,6 +672,7 @@ int main(void)
         T(test_becoming_the_leader),
         T(test_deposed),
         T(test_submit),
+        T(test_slow_readers),
         T(test_stop),
         T(test_wait),
         T(test_no_memory),
