@@ -16,8 +16,11 @@
 #define PIECE_BYTES                                           \
     ((size_t)1 << 20) /* Of values that are larger than that. \
                        */
+#define GET_SMALL_BYTES ((size_t)64 << 10) /* Without asking the budget. */
+#define GET_WAIT_MS 1000u
 #define GET_MAX_BYTES (RPC_MESSAGE_MAX - 64)
 #define REQUEST_MAX (ENGINE_VALUE_MAX + ((size_t)1 << 20))
+#define PAGE_RESERVED (2 * PAGE_BYTES)
 #define FOLLOW_STEP_MS 200u
 #define SEND_STEP_MS 1000u
 
@@ -31,10 +34,11 @@ static uint64_t less_ms(uint64_t left_ms)
 
 static uint64_t deadline_of(uint64_t asked_ms, uint64_t left_ms)
 {
-    uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS;
+    uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS, now = clock_mono_ms();
 
     left_ms = less_ms(left_ms);
-    return clock_mono_ms() + (ms < left_ms ? ms : left_ms);
+    ms = ms < left_ms ? ms : left_ms;
+    return ms < UINT64_MAX - now ? now + ms : UINT64_MAX;
 }
 
 /* --- put --------------------------------------------------------------------
@@ -339,8 +343,9 @@ static void get_query(const Hedge__V1__LogGetRequest *m, struct engine_query *q)
                                            : 1;
 }
 
-static int run_get(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
-                   struct log_encoder *page, struct hedge_error *e)
+/* All that was asked for, in a page; *fits: it has room for it. */
+static int get_page(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
+                    struct log_encoder *page, bool *fits, struct hedge_error *e)
 {
     struct engine_query q;
     bool more = true;
@@ -354,23 +359,69 @@ static int run_get(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
     } else {
         get_query(m, &q);
     }
-    while (rv == 0 && more) {
+    while (rv == 0 && more && !page->full && page->wants == 0) {
         rv = engine_scan(&n->engine, &q, log_encode_entry, page, &more, e);
-        if (rv == 0 && page->full) {
+        if (rv == 0 && page->failed) {
             break;
         }
     }
+    *fits = !page->full && page->wants == 0;
     if (rv == 0 && page->failed) {
         rv = error_set(e, HEDGE_ENOMEM, "no memory for the answer");
-    } else if (rv == 0 && (page->full || page->len > GET_MAX_BYTES)) {
+    } else if (rv == HEDGE_ENOTFOUND || (rv == 0 && *fits && page->n == 0)) {
+        rv = error_set(e, HEDGE_ENOTFOUND, "there is no version of this key");
+    }
+    return rv;
+}
+
+/* An answer's part of the budget, until it has left. */
+struct get_hold {
+    struct hedge_node *node;
+    size_t bytes;
+};
+
+static void on_get_over(void *arg, bool gone)
+{
+    struct get_hold *h = arg;
+
+    (void)gone;
+    kv_release_read(h->node->kv, h->bytes);
+    mem_free(h);
+}
+
+/* What is not small waits for its part of the budget. */
+static int get_large(struct hedge_node *n, struct rpc_call *call,
+                     const Hedge__V1__LogGetRequest *m,
+                     struct log_encoder *page, struct hedge_error *e)
+{
+    struct get_hold *h = mem_calloc(1, sizeof *h);
+    bool fits = false;
+    int rv = h != NULL ? kv_reserve_read(n->kv, RPC_MESSAGE_MAX, GET_WAIT_MS, e)
+                       : error_set(e, HEDGE_ENOMEM, "no memory for a call");
+
+    if (rv != 0) {
+        mem_free(h);
+        return rv;
+    }
+    h->node = n;
+    h->bytes = RPC_MESSAGE_MAX;
+    log_encoder_release(page);
+    log_encoder_init(page, GET_MAX_BYTES, GET_MAX_BYTES);
+    rv = get_page(n, m, page, &fits, e);
+    if (rv == 0 && (!fits || page->len > GET_MAX_BYTES)) {
         rv = error_set(e, HEDGE_ETOOBIG,
                        "the versions do not fit a message of %zu bytes; use "
                        "Query",
                        RPC_MESSAGE_MAX);
-    } else if (rv == HEDGE_ENOTFOUND || (rv == 0 && page->n == 0)) {
-        rv = error_set(e, HEDGE_ENOTFOUND, "there is no version of this key");
     }
-    return rv;
+    if (rv != 0) {
+        on_get_over(h, false);
+        return rv;
+    }
+    kv_release_read(n->kv, h->bytes - page->len);
+    h->bytes = page->len;
+    rpc_call_watch(call, on_get_over, h);
+    return 0;
 }
 
 void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
@@ -381,15 +432,19 @@ void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
         pb_unpack(&hedge__v1__log_get_request__descriptor, req, len);
     struct hedge_error e = {0};
     struct log_encoder page;
+    bool fits = true;
     int rv;
 
     if (m == NULL) {
         rpc_fail(call, HEDGE_EPROTO, "not a LogGetRequest");
         return;
     }
-    log_encoder_init(&page, GET_MAX_BYTES, 0);
+    log_encoder_init(&page, GET_SMALL_BYTES, GET_SMALL_BYTES);
     rv = check_get(m, &e);
-    rv = rv == 0 ? run_get(n, m, &page, &e) : rv;
+    rv = rv == 0 ? get_page(n, m, &page, &fits, &e) : rv;
+    if (rv == 0 && !fits) {
+        rv = get_large(n, call, m, &page, &e);
+    }
     if (rv == 0) {
         rpc_reply(call, page.data, page.len);
     } else {
@@ -407,7 +462,7 @@ struct query {
     struct rpc_stream *stream;
     struct engine_query q;
     struct log_encoder page;
-    bool limited, more;
+    bool follow, limited, more;
     uint64_t reserved; /* Of the budget. */
 };
 
@@ -500,31 +555,60 @@ static int scan_page(struct query *q, struct hedge_error *e)
                : rv;
 }
 
-/* One step: a page is read and sent. A long value is waited for until the
- * budget has room for it. */
-static int step_query(struct query *q, struct hedge_error *e)
+static int take_memory(struct query *q, uint64_t bytes, uint64_t timeout_ms,
+                       struct hedge_error *e)
 {
-    size_t room = 0;
-    int rv = scan_page(q, e);
+    int rv = kv_reserve_read(q->node->kv, bytes, timeout_ms, e);
 
-    if (rv == 0 && q->page.n == 0 && q->page.wants > 0) {
-        room = q->page.wants;
-        rv = kv_reserve(q->node->kv, room, DEFAULT_MS, e);
-        if (rv != 0) {
-            return rv;
-        }
+    if (rv == 0) {
+        q->reserved = bytes;
+        log_encoder_init(&q->page, PAGE_BYTES, PIECE_BYTES);
+    }
+    return rv;
+}
+
+static void give_memory_back(struct query *q)
+{
+    if (q->reserved > 0) {
+        log_encoder_release(&q->page);
+        kv_release_read(q->node->kv, q->reserved);
+        q->reserved = 0;
+    }
+}
+
+/* The entry that no page has room for: wait until the budget has. */
+static int scan_large(struct query *q, struct hedge_error *e)
+{
+    size_t room = q->page.wants;
+    int rv;
+
+    give_memory_back(q);
+    rv = take_memory(q, room + PAGE_RESERVED, DEFAULT_MS, e);
+    if (rv == 0) {
         q->page.room = room;
         rv = scan_page(q, e);
         q->page.room = 0;
     }
-    if (rv == 0 && (q->page.n > 0 || !q->more)) {
+    return rv;
+}
+
+/* One step: a page is read and sent, also without entries: whoever asked knows
+ * then that the search goes on, and that it has gone is noticed. Who follows
+ * takes an empty page for the end. */
+static int step_query(struct query *q, struct hedge_error *e)
+{
+    int rv = scan_page(q, e);
+    bool large = rv == 0 && q->page.n == 0 && q->page.wants > 0;
+
+    if (large) {
+        rv = scan_large(q, e);
+    }
+    if (rv == 0 && (q->page.n > 0 || !q->more || !q->follow)) {
         rv = send_page(q);
     }
-    if (room > 0) {
-        mem_free(q->page.rest);
-        q->page.rest = NULL;
-        q->page.rest_cap = 0;
-        kv_release(q->node->kv, room);
+    if (rv == 0 && large) {
+        give_memory_back(q);
+        rv = take_memory(q, PAGE_RESERVED, DEFAULT_MS / 3, e);
     }
     return rv;
 }
@@ -548,18 +632,21 @@ static int run_query(struct query *q, struct hedge_error *e)
     return rv;
 }
 
+/* While there is nothing to be sent it holds no memory. */
 static int run_follow(struct query *q, struct hedge_error *e)
 {
     uint64_t last;
     int rv = run_query(q, e);
 
     while (rv == 0 && !at_limit(q)) {
+        give_memory_back(q);
         rv = kv_wait(q->node->kv, q->q.snapshot, FOLLOW_STEP_MS, &last, e);
         if (rpc_stream_is_cancelled(q->stream)) {
             return HEDGE_ECANCELED;
         }
-        if (rv == HEDGE_ETIMEDOUT) {
-            rv = 0;
+        rv = rv == 0 ? take_memory(q, PAGE_RESERVED, SEND_STEP_MS, e) : rv;
+        if (rv == HEDGE_ETIMEDOUT || rv == HEDGE_EEXHAUSTED) {
+            rv = 0; /* Nothing new, or others read at present. */
         } else if (rv == 0) {
             q->q.from_revision = q->q.snapshot + 1;
             q->q.resume_len = 0;
@@ -572,7 +659,7 @@ static int run_follow(struct query *q, struct hedge_error *e)
 static int serve_query(struct hedge_node *n, struct rpc_stream *s, bool follow,
                        struct hedge_error *e)
 {
-    struct query q = {.node = n, .stream = s};
+    struct query q = {.node = n, .stream = s, .follow = follow};
     Hedge__V1__LogQuery *m;
     struct rpc_msg msg;
     int rv = rpc_stream_recv(s, DEFAULT_MS, &msg, e);
@@ -588,17 +675,14 @@ static int serve_query(struct hedge_node *n, struct rpc_stream *s, bool follow,
     }
     rv = check_query(m, follow, e);
     if (rv == 0) {
-        rv = kv_reserve(n->kv, 2 * PAGE_BYTES, DEFAULT_MS / 3, e);
-        q.reserved = rv == 0 ? 2 * PAGE_BYTES : 0;
+        rv = take_memory(&q, PAGE_RESERVED, DEFAULT_MS / 3, e);
     }
     if (rv == 0) {
         to_query(m, &q.q);
         q.limited = m->limit != 0;
-        log_encoder_init(&q.page, PAGE_BYTES, PIECE_BYTES);
         rv = follow ? run_follow(&q, e) : run_query(&q, e);
-        log_encoder_release(&q.page);
     }
-    kv_release(n->kv, q.reserved);
+    give_memory_back(&q);
     pb_free(m);
     return rv;
 }
