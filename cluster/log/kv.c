@@ -40,8 +40,8 @@ struct kv {
     pthread_cond_t news;  /* For followers, and who waits for budget. */
     pthread_cond_t settled;
     struct list queue;
-    size_t n_queued; /* Operations. */
-    size_t n_live;   /* Queued or under way. */
+    size_t n_queued;                 /* Operations. */
+    size_t n_live;                   /* Queued or under way. */
     uint64_t used_bytes, read_bytes; /* The second: of the first, readers'. */
     uint64_t n_puts, n_transactions; /* Committed. */
     bool closing, gathering, leading;
