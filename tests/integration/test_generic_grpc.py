@@ -195,9 +195,10 @@ class Health(DaemonTest):
         self.assertIsNone(heard.get(timeout=10))
 
     def test_out_of_the_group(self):
-        # Refused for its block size, it is up and does not serve.
-        self.node()
-        stranger = self.node(start=False, block_size="256K")
+        # Refused for its block size, it is up and does not serve. (Nor does it
+        # come to lead because the first is slow: the lease is long.)
+        self.node(lease="1m")
+        stranger = self.node(start=False, lease="1m", block_size="256K")
         stranger.start(wait=False)
         stranger.wait_ready(leader=False)
         self.assertEqual(self.check(stranger), NOT_SERVING)

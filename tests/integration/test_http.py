@@ -425,7 +425,8 @@ class Crowd(DaemonTest):
         # The leader has died, and its lease has long to run.
         leader = self.node(lease="60s")
         node = self.node(http=True, lease="60s")
-        self.assertEqual(request(node, "/readyz")[0], 200)
+        wait_until("the node to be ready",
+                   lambda: request(node, "/readyz")[0] == 200)
         leader.kill()
         wait_until("the node to miss its leader",
                    lambda: request(node, "/readyz")[0] == 503)
