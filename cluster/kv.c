@@ -40,8 +40,8 @@ struct kv {
     pthread_cond_t news;  /* For followers, and who waits for budget. */
     pthread_cond_t settled;
     struct list queue;
-    size_t n_queued; /* Operations. */
-    size_t n_live;   /* Queued or under way. */
+    size_t n_queued;                 /* Operations. */
+    size_t n_live;                   /* Queued or under way. */
     uint64_t used_bytes, read_bytes; /* The second: of the first, readers'. */
     uint64_t n_puts, n_transactions; /* Committed. */
     bool closing, gathering, leading;
@@ -225,17 +225,26 @@ static void *completer_main(void *arg)
     return NULL;
 }
 
-static int late_error(struct kv_op *op)
+static int late_error(struct kv_op *op, bool leads)
 {
     if (op->error.code == HEDGE_ETIMEDOUT) {
         return HEDGE_ETIMEDOUT; /* With its reason. */
     }
     if (op->sent) {
+        const char *late = "the leader has not answered in time; the put may "
+                           "yet happen";
+
+        if (op->error.text[0] == '\0') {
+            return error_set(&op->error, HEDGE_ETIMEDOUT, "%s", late);
+        }
+        (void)error_prefix(&op->error, "%s", late);
+        op->error.code = HEDGE_ETIMEDOUT;
+        return HEDGE_ETIMEDOUT;
+    }
+    if (leads) {
         return error_set(&op->error, HEDGE_ETIMEDOUT,
-                         "the leader has not answered in time; the put may yet "
-                         "happen%s%s",
-                         op->error.text[0] != '\0' ? ": " : "",
-                         op->error.text[0] != '\0' ? op->error.text : "");
+                         "the log was busy with what came before for all the "
+                         "time there was; nothing was written");
     }
     return error_set(&op->error, HEDGE_ENOLEADER,
                      "the group has no leader at present");
@@ -263,7 +272,7 @@ static bool weed(struct kv *kv, bool leads, uint64_t token)
             rv = error_set(&op->error, HEDGE_ENOTLEADER,
                            "this node is not the leader");
         } else if (now + SLACK_MS >= op->deadline_ms) {
-            rv = late_error(op);
+            rv = late_error(op, leads);
         }
         if (rv != 0) {
             list_remove(l);
@@ -383,7 +392,8 @@ static void retry(struct kv *kv, struct list *batch,
         op->error = *why;
         if (give_up || now + GIVE_UP_MS >= op->deadline_ms) {
             list_remove(l);
-            op_end(kv, op, give_up ? why->code : late_error(op), NULL, &ended);
+            op_end(kv, op, give_up ? why->code : late_error(op, kv->leading),
+                   NULL, &ended);
         }
     }
     put_back(kv, batch);

@@ -446,9 +446,11 @@ static void *waiter_main(void *arg)
         uint64_t bound = k->r.wait_ms != 0 ? k->r.wait_ms : k->ctl->timeout_ms;
 
         if (spent >= bound) {
-            (void)error_set(&e, HEDGE_ETIMEDOUT, "not granted in time%s%s",
+            struct hedge_error late;
+
+            (void)error_set(&late, HEDGE_ETIMEDOUT, "not granted in time%s%s",
                             rv != 0 ? ": " : "", rv != 0 ? e.text : "");
-            fail(k, &e);
+            fail(k, &late);
             break;
         }
         left = left == UINT64_MAX ? left : left > spent ? left - spent : 1;
