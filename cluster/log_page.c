@@ -163,6 +163,7 @@ int log_encode_entry(void *ctx, const struct engine_entry *e)
     bool large = p->cut_bytes != 0 && e->value_len > p->cut_bytes;
 
     if (p->n > 0 && large) {
+        p->full = true;
         return ENGINE_REFUSE;
     }
     if (large && e->value_len > p->room) {

@@ -16,6 +16,8 @@
 #define PIECE_BYTES                                           \
     ((size_t)1 << 20) /* Of values that are larger than that. \
                        */
+#define GET_SMALL_BYTES ((size_t)64 << 10) /* Without asking the budget. */
+#define GET_WAIT_MS 1000u
 #define GET_MAX_BYTES (RPC_MESSAGE_MAX - 64)
 #define REQUEST_MAX (ENGINE_VALUE_MAX + ((size_t)1 << 20))
 #define PAGE_RESERVED (2 * PAGE_BYTES)
@@ -32,10 +34,11 @@ static uint64_t less_ms(uint64_t left_ms)
 
 static uint64_t deadline_of(uint64_t asked_ms, uint64_t left_ms)
 {
-    uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS;
+    uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS, now = clock_mono_ms();
 
     left_ms = less_ms(left_ms);
-    return clock_mono_ms() + (ms < left_ms ? ms : left_ms);
+    ms = ms < left_ms ? ms : left_ms;
+    return ms < UINT64_MAX - now ? now + ms : UINT64_MAX;
 }
 
 /* --- put --------------------------------------------------------------------
@@ -340,8 +343,9 @@ static void get_query(const Hedge__V1__LogGetRequest *m, struct engine_query *q)
                                            : 1;
 }
 
-static int run_get(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
-                   struct log_encoder *page, struct hedge_error *e)
+/* All that was asked for, in a page; *fits: it has room for it. */
+static int get_page(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
+                    struct log_encoder *page, bool *fits, struct hedge_error *e)
 {
     struct engine_query q;
     bool more = true;
@@ -355,23 +359,69 @@ static int run_get(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
     } else {
         get_query(m, &q);
     }
-    while (rv == 0 && more) {
+    while (rv == 0 && more && !page->full && page->wants == 0) {
         rv = engine_scan(&n->engine, &q, log_encode_entry, page, &more, e);
-        if (rv == 0 && page->full) {
+        if (rv == 0 && page->failed) {
             break;
         }
     }
+    *fits = !page->full && page->wants == 0;
     if (rv == 0 && page->failed) {
         rv = error_set(e, HEDGE_ENOMEM, "no memory for the answer");
-    } else if (rv == 0 && (page->full || page->len > GET_MAX_BYTES)) {
+    } else if (rv == HEDGE_ENOTFOUND || (rv == 0 && *fits && page->n == 0)) {
+        rv = error_set(e, HEDGE_ENOTFOUND, "there is no version of this key");
+    }
+    return rv;
+}
+
+/* An answer's part of the budget, until it has left. */
+struct get_hold {
+    struct hedge_node *node;
+    size_t bytes;
+};
+
+static void on_get_over(void *arg, bool gone)
+{
+    struct get_hold *h = arg;
+
+    (void)gone;
+    kv_release_read(h->node->kv, h->bytes);
+    mem_free(h);
+}
+
+/* What is not small waits for its part of the budget. */
+static int get_large(struct hedge_node *n, struct rpc_call *call,
+                     const Hedge__V1__LogGetRequest *m,
+                     struct log_encoder *page, struct hedge_error *e)
+{
+    struct get_hold *h = mem_calloc(1, sizeof *h);
+    bool fits = false;
+    int rv = h != NULL ? kv_reserve_read(n->kv, RPC_MESSAGE_MAX, GET_WAIT_MS, e)
+                       : error_set(e, HEDGE_ENOMEM, "no memory for a call");
+
+    if (rv != 0) {
+        mem_free(h);
+        return rv;
+    }
+    h->node = n;
+    h->bytes = RPC_MESSAGE_MAX;
+    log_encoder_release(page);
+    log_encoder_init(page, GET_MAX_BYTES, GET_MAX_BYTES);
+    rv = get_page(n, m, page, &fits, e);
+    if (rv == 0 && (!fits || page->len > GET_MAX_BYTES)) {
         rv = error_set(e, HEDGE_ETOOBIG,
                        "the versions do not fit a message of %zu bytes; use "
                        "Query",
                        RPC_MESSAGE_MAX);
-    } else if (rv == HEDGE_ENOTFOUND || (rv == 0 && page->n == 0)) {
-        rv = error_set(e, HEDGE_ENOTFOUND, "there is no version of this key");
     }
-    return rv;
+    if (rv != 0) {
+        on_get_over(h, false);
+        return rv;
+    }
+    kv_release_read(n->kv, h->bytes - page->len);
+    h->bytes = page->len;
+    rpc_call_watch(call, on_get_over, h);
+    return 0;
 }
 
 void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
@@ -382,15 +432,19 @@ void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
         pb_unpack(&hedge__v1__log_get_request__descriptor, req, len);
     struct hedge_error e = {0};
     struct log_encoder page;
+    bool fits = true;
     int rv;
 
     if (m == NULL) {
         rpc_fail(call, HEDGE_EPROTO, "not a LogGetRequest");
         return;
     }
-    log_encoder_init(&page, GET_MAX_BYTES, 0);
+    log_encoder_init(&page, GET_SMALL_BYTES, GET_SMALL_BYTES);
     rv = check_get(m, &e);
-    rv = rv == 0 ? run_get(n, m, &page, &e) : rv;
+    rv = rv == 0 ? get_page(n, m, &page, &fits, &e) : rv;
+    if (rv == 0 && !fits) {
+        rv = get_large(n, call, m, &page, &e);
+    }
     if (rv == 0) {
         rpc_reply(call, page.data, page.len);
     } else {
