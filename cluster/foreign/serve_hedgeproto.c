@@ -70,9 +70,8 @@ static int receive(struct rpc_stream *s, uint64_t timeout_ms,
     }
     rpc_msg_release(&msg);
     return rv != 0 ? rv
-                   : payload_error(payload_parse(out->bytes.data, len,
-                                                 &out->payload),
-                                   e);
+                   : payload_error(
+                         payload_parse(out->bytes.data, len, &out->payload), e);
 }
 
 /* Bytes on their way to a client, which count until the transport has let go

@@ -1,6 +1,7 @@
 /* serve_log.c - service hedge.v1.Log. */
 #include "cluster/log/kv.h"
 #include "cluster/log/log_page.h"
+#include "cluster/log/log_request.h"
 #include "cluster/node_internal.h"
 #include "proto/log.pb-c.h"
 
@@ -44,56 +45,25 @@ static uint64_t deadline_of(uint64_t asked_ms, uint64_t left_ms)
 /* --- put --------------------------------------------------------------------
  */
 
-/* One allocation: the operation, its puts, and the message they point into. */
+/* One allocation: the operation and its puts, which point into the request. */
 struct put_call {
     struct kv_op op;
     struct rpc_call *call;
-    Hedge__V1__LogPutRequest *m;
     struct engine_put puts[];
 };
 
-static int to_engine(const Hedge__V1__LogPut *p, struct engine_put *out,
-                     struct hedge_error *e)
+static int puts_of(const void *data, size_t len, const struct log_request *r,
+                   struct engine_put *out, struct hedge_error *e)
 {
-    *out = (struct engine_put){.key = p->key.data,
-                               .key_len = p->key.len,
-                               .value = p->value.data,
-                               .value_len = p->value.len,
-                               .flags = p->no_append ? ENGINE_REPLACE : 0};
-    if (p->request.len != 0 && p->request.len != ENGINE_REQUEST_SIZE) {
-        return error_set(e, HEDGE_EINVAL,
-                         "a request id of %zu bytes: %d are possible, or none",
-                         p->request.len, ENGINE_REQUEST_SIZE);
-    }
-    if (p->request.len != 0) {
-        memcpy(out->request, p->request.data, ENGINE_REQUEST_SIZE);
-    }
-    return kv_check_put(out, e);
-}
+    int rv = log_request_puts(data, len, r, out, e);
 
-static int puts_of(const Hedge__V1__LogPutRequest *m, struct engine_put *out,
-                   struct hedge_error *e)
-{
-    int rv = 0;
-
-    for (size_t i = 0; rv == 0 && i < m->n_puts; i++) {
-        rv = to_engine(m->puts[i], &out[i], e);
-        if (rv != 0 && m->n_puts > 1 && e != NULL) {
+    for (size_t i = 0; rv == 0 && i < r->n_puts; i++) {
+        rv = kv_check_put(&out[i], e);
+        if (rv != 0 && r->n_puts > 1 && e != NULL) {
             (void)error_prefix(e, "put %zu", i);
         }
     }
     return rv;
-}
-
-static int check_request(const Hedge__V1__LogPutRequest *m,
-                         struct hedge_error *e)
-{
-    if (m->n_puts == 0 || m->n_puts > KV_BATCH_PUTS) {
-        return error_set(e, HEDGE_EINVAL,
-                         "a request of %zu puts: 1 to %u are possible",
-                         m->n_puts, KV_BATCH_PUTS);
-    }
-    return 0;
 }
 
 static int pack_results(const struct engine_put *puts, size_t n,
@@ -130,12 +100,6 @@ static int pack_results(const struct engine_put *puts, size_t n,
     return rv;
 }
 
-static void put_call_free(struct put_call *p)
-{
-    pb_free(p->m);
-    mem_free(p);
-}
-
 static void on_put_done(struct kv_op *op, int status)
 {
     struct put_call *p = container_of(op, struct put_call, op);
@@ -149,45 +113,37 @@ static void on_put_done(struct kv_op *op, int status)
         rpc_reply(p->call, buf.data, buf.len);
         mem_free(buf.data);
     }
-    put_call_free(p);
+    mem_free(p);
 }
 
 void serve_log_put(struct rpc_call *call, void *ctx, const void *req,
                    size_t len)
 {
     struct hedge_node *n = ctx;
-    Hedge__V1__LogPutRequest *m =
-        pb_unpack(&hedge__v1__log_put_request__descriptor, req, len);
     struct hedge_error e = {0};
+    struct log_request r;
     struct put_call *p;
-    int rv;
+    int rv = log_request_parse(req, len, &r, &e);
 
-    if (m == NULL) {
-        rpc_fail(call, HEDGE_EPROTO, "not a LogPutRequest");
-        return;
-    }
-    rv = check_request(m, &e);
-    p = rv == 0 ? mem_calloc(1, sizeof *p + m->n_puts * sizeof p->puts[0])
+    p = rv == 0 ? mem_calloc(1, sizeof *p + r.n_puts * sizeof p->puts[0])
                 : NULL;
     if (p == NULL) {
         rpc_fail(call, rv != 0 ? rv : HEDGE_ENOMEM, e.text);
-        pb_free(m);
         return;
     }
     p->call = call;
-    p->m = m;
     p->op.puts = p->puts;
-    p->op.n = m->n_puts;
-    p->op.flags = m->leader_only ? KV_LEADER_ONLY : 0;
-    p->op.deadline_ms = deadline_of(m->timeout_ms, rpc_call_left_ms(call));
+    p->op.n = r.n_puts;
+    p->op.flags = r.leader_only ? KV_LEADER_ONLY : 0;
+    p->op.deadline_ms = deadline_of(r.timeout_ms, rpc_call_left_ms(call));
     p->op.done = on_put_done;
-    rv = puts_of(m, p->puts, &e);
+    rv = puts_of(req, len, &r, p->puts, &e);
     if (rv == 0) {
         rv = kv_submit(n->kv, &p->op, &e);
     }
     if (rv != 0) {
         rpc_fail(call, rv, e.text);
-        put_call_free(p);
+        mem_free(p);
     }
 }
 
@@ -235,47 +191,39 @@ static int add_piece(struct pieces *p, struct rpc_msg *msg,
     return rv;
 }
 
-static int run_put(struct hedge_node *n, const Hedge__V1__LogPutRequest *m,
-                   uint64_t deadline_ms, struct engine_put *puts,
-                   struct hedge_error *e)
+static int run_put(struct hedge_node *n, const struct pieces *p,
+                   const struct log_request *r, uint64_t deadline_ms,
+                   struct engine_put *puts, struct hedge_error *e)
 {
     uint64_t now = clock_mono_ms();
-    int rv = puts_of(m, puts, e);
+    int rv = puts_of(p->data, p->len, r, puts, e);
 
     return rv == 0
-               ? kv_put(n->kv, puts, m->n_puts,
-                        KV_RESERVED | (m->leader_only ? KV_LEADER_ONLY : 0u),
+               ? kv_put(n->kv, puts, r->n_puts,
+                        KV_RESERVED | (r->leader_only ? KV_LEADER_ONLY : 0u),
                         deadline_ms > now ? deadline_ms - now : 1, e)
                : rv;
 }
 
 static int finish_large(struct hedge_node *n, struct rpc_stream *s,
-                        struct pieces *p, struct hedge_error *e)
+                        const struct pieces *p, struct hedge_error *e)
 {
-    Hedge__V1__LogPutRequest *m =
-        pb_unpack(&hedge__v1__log_put_request__descriptor, p->data, p->len);
     struct engine_put *puts;
     struct rpc_out out = {0};
+    struct log_request r;
     struct pb_buf buf;
-    int rv;
+    int rv = log_request_parse(p->data, p->len, &r, e);
 
-    mem_free(p->data);
-    p->data = NULL;
-    if (m == NULL) {
-        return error_set(e, HEDGE_EPROTO,
-                         "the pieces together are no LogPutRequest");
-    }
-    rv = check_request(m, e);
-    puts = rv == 0 ? mem_calloc(m->n_puts, sizeof *puts) : NULL;
+    puts = rv == 0 ? mem_calloc(r.n_puts, sizeof *puts) : NULL;
     if (rv == 0 && puts == NULL) {
         rv = error_set(e, HEDGE_ENOMEM, "no memory for the puts");
     }
     if (rv == 0) {
-        rv = run_put(n, m, deadline_of(m->timeout_ms, rpc_stream_left_ms(s)),
+        rv = run_put(n, p, &r, deadline_of(r.timeout_ms, rpc_stream_left_ms(s)),
                      puts, e);
     }
     if (rv == 0) {
-        rv = pack_results(puts, m->n_puts, &buf);
+        rv = pack_results(puts, r.n_puts, &buf);
     }
     if (rv == 0) {
         out.head = buf.data;
@@ -284,7 +232,6 @@ static int finish_large(struct hedge_node *n, struct rpc_stream *s,
         mem_free(buf.data);
     }
     mem_free(puts);
-    pb_free(m);
     return rv;
 }
 
