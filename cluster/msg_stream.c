@@ -445,6 +445,7 @@ static int add_piece(struct leg *l, Hedge__V1__StreamItem *item,
     if (rv == 0 && item->n_meta > META_MAX) {
         rv = error_set(e, HEDGE_EPROTO, "more than %d pairs", META_MAX);
     }
+    pb_drop_bytes(&item->data); /* What is kept of it is its pairs. */
     if (rv != 0 || l->first != NULL) {
         pb_free(item);
     } else {

@@ -45,6 +45,13 @@ void pb_free(void *message)
     }
 }
 
+void pb_drop_bytes(ProtobufCBinaryData *d)
+{
+    mem_free(d->data);
+    d->data = NULL;
+    d->len = 0;
+}
+
 void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
                   struct hedge_error *e)
 {

@@ -24,6 +24,8 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out);
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len);
 void pb_free(void *message);
+/* Free the bytes of a field of an unpacked message ahead of the rest. */
+void pb_drop_bytes(ProtobufCBinaryData *d);
 
 /* Unpack a received message and release it. NULL with the text in `e`. */
 void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
