@@ -451,6 +451,20 @@ class Programs(DaemonTest):
                          "started\n")
         wait_until("what it left to be killed", lambda: not runs(tag))
 
+    def test_one_that_gets_away(self):
+        script = self.script(
+            "setsid sh -c 'while echo x; do :; done >&2' &\necho done\n")
+        self.start(script)
+        self.addCleanup(lambda: wait_until(
+            "what got away to end", lambda: not runs("while echo x")))
+        self.assertEqual(self.assert_done(self.first.ctl("send", "x")).out,
+                         "done\n")
+
+    def test_descriptors(self):
+        self.start(self.script("ls /proc/self/fd\n"))
+        r = self.assert_done(self.first.ctl("send", "x"))
+        self.assertEqual(r.out.split(), ["0", "1", "2", "3"])
+
     def test_many_at_once(self):
         self.start("sh -c 'cat; sleep 0.1'", n=2)
         other = next(n for n in self.nodes if n is not self.first)
