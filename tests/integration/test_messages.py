@@ -246,6 +246,16 @@ class Commands(SharedTest):
             items.close()
             self.assertEqual(list(replies), [])
 
+    def test_foreign_stream_nonsense(self):
+        pair = self.pb.Meta(key="k", value="v")
+        for method in (self.stub.StreamLeader, self.stub.StreamBroadcast):
+            items = Items(self.pb.StreamItem(open=self.pb.StreamOpen()),
+                          self.pb.StreamItem(meta=[pair] * 300))
+            with self.assertRaises(grpc.RpcError) as caught:
+                list(method(items, timeout=20))
+            items.close()
+            self.assertEqual(hedge_error(caught.exception), "EPROTO")
+
     def test_foreign_nonsense(self):
         calls = (
             lambda: self.stub.Send(iter([]), timeout=20),
