@@ -1,6 +1,6 @@
 #include "cluster/log/log_request.h"
 
-#include "cluster/foreign/fields.h"
+#include "cluster/fields.h"
 #include "cluster/log/kv.h"
 
 #include <assert.h>
