@@ -737,14 +737,15 @@ static void on_loaded(struct semaphores *s, const struct semaphore_event *ev)
     for (size_t i = 0; rv == 0 && i < ev->n_rows; i++) {
         rv = load_row(s, &ev->rows[i]);
     }
-    list_init(&early);
-    list_splice(&early, &s->early);
     if (rv != 0) {
+        /* Who waits is sent away to come again: who has gone does not, and is
+         * not kept for as long as the engine fails. */
         reset(s, "the engine has failed");
-        list_splice(&s->early, &early); /* They can wait a little more. */
         load_later(s);
         return;
     }
+    list_init(&early);
+    list_splice(&early, &s->early);
     s->state = STATE_SERVING;
     s->load_id = 0;
     s->failures = 0;

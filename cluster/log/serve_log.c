@@ -22,6 +22,8 @@
 #define GET_MAX_BYTES (RPC_MESSAGE_MAX - 64)
 #define REQUEST_MAX (ENGINE_VALUE_MAX + ((size_t)1 << 20))
 #define PAGE_RESERVED (2 * PAGE_BYTES)
+/* For a large request to arrive: others wait for its part of the budget. */
+#define LARGE_MS 60000u
 #define FOLLOW_STEP_MS 200u
 #define SEND_STEP_MS 1000u
 
@@ -241,12 +243,16 @@ int serve_log_put_large(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     struct pieces p = {.data = NULL};
     struct rpc_msg msg;
     int rv = kv_reserve(n->kv, REQUEST_MAX, DEFAULT_MS / 3, e);
+    uint64_t until_ms = clock_mono_ms() + LARGE_MS;
 
     if (rv != 0) {
         return rv;
     }
     while (rv == 0) {
-        rv = rpc_stream_recv(s, DEFAULT_MS, &msg, e);
+        uint64_t now = clock_mono_ms();
+        uint64_t left = until_ms > now ? until_ms - now : 0;
+
+        rv = rpc_stream_recv(s, left < DEFAULT_MS ? left : DEFAULT_MS, &msg, e);
         if (rv == 0) {
             rv = add_piece(&p, &msg, e);
         }
