@@ -1,7 +1,7 @@
 /* Put requests, taken apart where they lie: puts within the bytes given, and
  * no more of them than may be. */
-#include "cluster/kv.h"
-#include "cluster/log_request.h"
+#include "cluster/log/kv.h"
+#include "cluster/log/log_request.h"
 
 #include <stdint.h>
 #include <stdlib.h>
