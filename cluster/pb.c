@@ -32,10 +32,34 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out)
     return 0;
 }
 
+#define UNPACK_BASE ((size_t)1 << 20)
+#define UNPACK_TIMES 10
+
+static void *pb_alloc_bounded(void *ctx, size_t size)
+{
+    size_t *left = ctx;
+
+    if (size > *left) {
+        return NULL;
+    }
+    *left -= size;
+    return mem_alloc(size);
+}
+
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len)
 {
     return protobuf_c_message_unpack(d, &allocator, len, data);
+}
+
+void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
+                     size_t len)
+{
+    size_t left = UNPACK_BASE + UNPACK_TIMES * len;
+    ProtobufCAllocator bounded = {
+        .alloc = pb_alloc_bounded, .free = pb_release, .allocator_data = &left};
+
+    return protobuf_c_message_unpack(d, &bounded, len, data);
 }
 
 void pb_free(void *message)
@@ -52,8 +76,10 @@ void pb_drop_bytes(ProtobufCBinaryData *d)
     d->len = 0;
 }
 
-void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
-                  struct hedge_error *e)
+static void *from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                      void *(*unpack)(const ProtobufCMessageDescriptor *d,
+                                      const void *data, size_t len),
+                      struct hedge_error *e)
 {
     size_t len = rpc_msg_left(m);
     unsigned char *data = mem_alloc(len);
@@ -63,7 +89,7 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
         (void)error_set(e, HEDGE_ENOMEM, "no memory for a message");
     } else {
         rpc_msg_read(m, data, len);
-        message = pb_unpack(d, data, len);
+        message = unpack(d, data, len);
         if (message == NULL) {
             (void)error_set(e, HEDGE_EPROTO, "%zu bytes that are no %s", len,
                             d->name);
@@ -72,6 +98,18 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
     mem_free(data);
     rpc_msg_release(m);
     return message;
+}
+
+void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                  struct hedge_error *e)
+{
+    return from_msg(d, m, pb_unpack, e);
+}
+
+void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                       struct hedge_error *e)
+{
+    return from_msg(d, m, pb_unpack_lean, e);
 }
 
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m)
