@@ -193,15 +193,15 @@ int engine_scan(const struct engine *g, struct engine_query *q,
     return g->ops->scan(g->ctx, q, fn, ctx, more, e);
 }
 
-int engine_compact(const struct engine *g, uint64_t token,
+int engine_compact(const struct engine *g, uint64_t token, const char *leader,
                    struct engine_compaction *c, uint64_t timeout_ms,
                    struct hedge_error *e)
 {
-    assert(g->ops != NULL && token > 0);
+    assert(g->ops != NULL && token > 0 && fits(leader));
     c->removed = 0;
     c->done = false;
     error_clear(e);
-    return g->ops->compact(g->ctx, token, c, timeout_ms, e);
+    return g->ops->compact(g->ctx, token, leader, c, timeout_ms, e);
 }
 
 int engine_log_state(const struct engine *g, struct engine_log_state *out,
