@@ -221,7 +221,7 @@ static int compact_here(struct hedge_node *n, uint64_t token,
                              "not done; begin it again",
                              (unsigned long long)*removed);
         }
-        rv = engine_compact(&n->engine, token, c, deadline_ms - now, e);
+        rv = engine_compact(&n->engine, token, n->id, c, deadline_ms - now, e);
         *removed += c->removed;
         if (!c->done) {
             clock_sleep_ms(PAUSE_MS);
