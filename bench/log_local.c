@@ -203,8 +203,10 @@ static int by_number(const void *a, const void *b)
 
 static double median_us(uint64_t *ns, unsigned n)
 {
+    size_t middle = n / 2;
+
     qsort(ns, n, sizeof *ns, by_number);
-    return (double)ns[n / 2] / 1e3;
+    return (double)ns[middle] / 1e3;
 }
 
 /* One of each in turn: the disk is in the same mood for both. */
@@ -342,7 +344,8 @@ static double scan_ours(void)
         n++;
         bytes += entry.value_len + *(const unsigned char *)entry.value;
     }
-    if (rv != HEDGE_EEND || n != VERSIONS || bytes < VERSIONS * VALUE) {
+    if (rv != HEDGE_EEND || n != VERSIONS ||
+        bytes < (uint64_t)VERSIONS * VALUE) {
         bench_die("%llu versions: %s", (unsigned long long)n, e.text);
     }
     hedge_log_close(l);
@@ -364,7 +367,7 @@ static double scan_raw(struct raw *r)
     }
     mdb_cursor_close(c);
     mdb_txn_abort(txn);
-    if (n != VERSIONS || bytes < VERSIONS * VALUE) {
+    if (n != VERSIONS || bytes < (uint64_t)VERSIONS * VALUE) {
         bench_die("the raw table has %llu rows", (unsigned long long)n);
     }
     return (double)n * 1e3 / (double)(now_ns() - start);
