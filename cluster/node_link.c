@@ -218,7 +218,7 @@ static int receive_report(struct session *s, struct parts *parts,
                        ? rv
                        : error_set(e, HEDGE_EPROTO, "half a report");
         }
-        m = pb_from_msg(&hedge__v1__join_report__descriptor, &msg, e);
+        m = pb_from_msg_large(&hedge__v1__join_report__descriptor, &msg, e);
         if (m == NULL) {
             return HEDGE_EPROTO;
         }
@@ -608,8 +608,8 @@ static int run_stream(struct hedge_node *n, struct uplink *up,
             rv = rpc_stream_recv(s, leaving ? SEND_MS : 100, &msg, e);
         }
         if (rv == 0) {
-            Hedge__V1__MembersReply *m =
-                pb_from_msg(&hedge__v1__members_reply__descriptor, &msg, e);
+            Hedge__V1__MembersReply *m = pb_from_msg_large(
+                &hedge__v1__members_reply__descriptor, &msg, e);
 
             rv = m == NULL ? HEDGE_EPROTO : forward_list(n, m, e);
             pb_free(m);

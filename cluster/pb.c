@@ -32,8 +32,11 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out)
     return 0;
 }
 
-#define UNPACK_BASE ((size_t)1 << 20)
-#define UNPACK_TIMES 10
+/* How much memory the objects of a message may take. */
+#define SMALL_BASE ((size_t)64 << 10)
+#define SMALL_TIMES 4
+#define LARGE_BASE ((size_t)1 << 20)
+#define LARGE_TIMES 10
 
 static void *pb_alloc_bounded(void *ctx, size_t size)
 {
@@ -46,20 +49,27 @@ static void *pb_alloc_bounded(void *ctx, size_t size)
     return mem_alloc(size);
 }
 
-void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
-                size_t len)
+static void *unpack_within(size_t left, const ProtobufCMessageDescriptor *d,
+                           const void *data, size_t len)
 {
-    return protobuf_c_message_unpack(d, &allocator, len, data);
-}
-
-void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
-                     size_t len)
-{
-    size_t left = UNPACK_BASE + UNPACK_TIMES * len;
     ProtobufCAllocator bounded = {
         .alloc = pb_alloc_bounded, .free = pb_release, .allocator_data = &left};
 
     return protobuf_c_message_unpack(d, &bounded, len, data);
+}
+
+void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
+                size_t len)
+{
+    return len > PB_SMALL
+               ? NULL
+               : unpack_within(SMALL_BASE + SMALL_TIMES * len, d, data, len);
+}
+
+void *pb_unpack_large(const ProtobufCMessageDescriptor *d, const void *data,
+                      size_t len)
+{
+    return unpack_within(LARGE_BASE + LARGE_TIMES * len, d, data, len);
 }
 
 void pb_free(void *message)
@@ -106,10 +116,10 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
     return from_msg(d, m, pb_unpack, e);
 }
 
-void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
-                       struct hedge_error *e)
+void *pb_from_msg_large(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                        struct hedge_error *e)
 {
-    return from_msg(d, m, pb_unpack_lean, e);
+    return from_msg(d, m, pb_unpack_large, e);
 }
 
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m)
@@ -141,7 +151,7 @@ int pb_call(struct rpc_channel *c, const char *path, const ProtobufCMessage *m,
     if (rv != 0) {
         return rv;
     }
-    *reply = pb_from_msg(reply_type, &msg, e);
+    *reply = pb_from_msg_large(reply_type, &msg, e);
     return *reply == NULL ? HEDGE_EPROTO : 0;
 }
 

@@ -21,8 +21,15 @@ struct pb_buf {
 
 /* `m` is the address of the `base` of a generated message. */
 int pb_pack(const ProtobufCMessage *m, struct pb_buf *out);
+/* NULL as well for more than PB_SMALL bytes, and for what would take much more
+ * memory than that: two bytes can stand for an object of fifty. */
+#define PB_SMALL ((size_t)16 << 10)
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len);
+/* For messages that carry payloads, and lists from our own nodes. NULL as well
+ * for what would take more than ten times its size and a mebibyte. */
+void *pb_unpack_large(const ProtobufCMessageDescriptor *d, const void *data,
+                      size_t len);
 void pb_free(void *message);
 /* Free the bytes of a field of an unpacked message ahead of the rest. */
 void pb_drop_bytes(ProtobufCBinaryData *d);
@@ -30,12 +37,8 @@ void pb_drop_bytes(ProtobufCBinaryData *d);
 /* Unpack a received message and release it. NULL with the text in `e`. */
 void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
                   struct hedge_error *e);
-/* The same two for messages that are no lists: two bytes can stand for an
- * object of fifty, and what would take many times its size is refused. */
-void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
-                     size_t len);
-void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
-                       struct hedge_error *e);
+void *pb_from_msg_large(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                        struct hedge_error *e);
 
 /* Answer a call with a message; fails the call when there is no memory. */
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m);

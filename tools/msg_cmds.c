@@ -100,7 +100,7 @@ static int print_reply(struct client *c, struct rpc_stream *s,
         if (rv != 0) {
             return rv == HEDGE_EEND ? 0 : rv;
         }
-        m = pb_from_msg(&hedge__v1__send_reply__descriptor, &msg, e);
+        m = pb_from_msg_large(&hedge__v1__send_reply__descriptor, &msg, e);
         if (m == NULL) {
             return e->code;
         }
@@ -236,7 +236,7 @@ static int take_answers(struct client *c, struct rpc_stream *s,
         if (rv != 0) {
             return rv == HEDGE_EEND ? 0 : rv;
         }
-        m = pb_from_msg(&hedge__v1__broadcast_reply__descriptor, &msg, e);
+        m = pb_from_msg_large(&hedge__v1__broadcast_reply__descriptor, &msg, e);
         rv = m != NULL ? take_answer(a, m, e) : e->code;
         pb_free(m);
         if (rv != 0) {

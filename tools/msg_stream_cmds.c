@@ -157,7 +157,7 @@ static int take_items(struct session *s, struct hedge_error *e)
         if (rv != 0) {
             return rv == HEDGE_EEND ? 0 : rv;
         }
-        m = pb_from_msg(&hedge__v1__stream_item__descriptor, &msg, e);
+        m = pb_from_msg_large(&hedge__v1__stream_item__descriptor, &msg, e);
         rv = m != NULL ? take_item(s, m, e) : e->code;
         pb_free(m);
         if (rv != 0) {

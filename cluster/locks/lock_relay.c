@@ -164,7 +164,7 @@ static int receive_reply(struct locks *l, struct rpc_stream *s)
     if (rv != 0) {
         return rv;
     }
-    a = pb_from_msg(&hedge__v1__lock_answer__descriptor, &msg, NULL);
+    a = pb_from_msg_large(&hedge__v1__lock_answer__descriptor, &msg, NULL);
     news = a != NULL ? mem_calloc(1, sizeof *news) : NULL;
     if (news == NULL) {
         pb_free(a);

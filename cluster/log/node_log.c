@@ -139,7 +139,7 @@ static int read_reply(struct rpc_msg *msg, struct engine_put *puts, size_t n,
                       struct hedge_error *e)
 {
     Hedge__V1__LogPutReply *reply =
-        pb_from_msg(&hedge__v1__log_put_reply__descriptor, msg, e);
+        pb_from_msg_large(&hedge__v1__log_put_reply__descriptor, msg, e);
     int rv = 0;
 
     if (reply == NULL) {

@@ -161,7 +161,7 @@ static int add_piece(struct pieces *p, struct rpc_msg *msg,
                      struct hedge_error *e)
 {
     Hedge__V1__LogChunk *m =
-        pb_from_msg(&hedge__v1__log_chunk__descriptor, msg, e);
+        pb_from_msg_large(&hedge__v1__log_chunk__descriptor, msg, e);
     int rv = 0;
 
     if (m == NULL) {

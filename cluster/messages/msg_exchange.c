@@ -358,7 +358,7 @@ static void take_rpc(struct target *t, uint64_t now_ms)
         return;
     }
     if (rv == 0) {
-        m = pb_from_msg(&hedge__v1__deliver_reply__descriptor, &msg, &e);
+        m = pb_from_msg_large(&hedge__v1__deliver_reply__descriptor, &msg, &e);
     }
     if (m != NULL) {
         take_answer(t, m, now_ms);

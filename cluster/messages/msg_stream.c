@@ -477,7 +477,7 @@ static int leg_recv(struct leg *l, struct hedge_error *e)
         if (rv != 0) {
             return rv;
         }
-        item = pb_from_msg_lean(&hedge__v1__stream_item__descriptor, &msg, e);
+        item = pb_from_msg_large(&hedge__v1__stream_item__descriptor, &msg, e);
         rv = item != NULL ? add_piece(l, item, e) : e->code;
     } while (rv == HEDGE_EAGAIN);
     return rv;

@@ -290,7 +290,7 @@ static Hedge__V1__DeliverRequest *unpack(struct rpc_call *call, const void *req,
                                          size_t len)
 {
     Hedge__V1__DeliverRequest *m =
-        pb_unpack_lean(&hedge__v1__deliver_request__descriptor, req, len);
+        pb_unpack_large(&hedge__v1__deliver_request__descriptor, req, len);
 
     if (m == NULL || m->kind >= HANDLER_KINDS ||
         strlen(m->from) >= MEMBER_ID_SIZE) {

@@ -107,7 +107,7 @@ static int receive_rest(struct rpc_stream *s,
         if (rv != 0) {
             return rv == HEDGE_EEND ? 0 : rv;
         }
-        m = pb_from_msg_lean(type, &msg, e);
+        m = pb_from_msg_large(type, &msg, e);
         if (m == NULL) {
             return HEDGE_EPROTO;
         }
@@ -146,7 +146,7 @@ static void *receive_first(struct rpc_stream *s,
                   : *rv;
         return NULL;
     }
-    m = pb_from_msg_lean(type, &msg, e);
+    m = pb_from_msg_large(type, &msg, e);
     *rv = m == NULL ? HEDGE_EPROTO : 0;
     return m;
 }

@@ -29,7 +29,7 @@ static Hedge__V1__StreamItem *receive_open(struct rpc_stream *s, int *rv,
                   : *rv;
         return NULL;
     }
-    item = pb_from_msg_lean(&hedge__v1__stream_item__descriptor, &msg, e);
+    item = pb_from_msg_large(&hedge__v1__stream_item__descriptor, &msg, e);
     if (item == NULL || item->open == NULL ||
         item->open->kind >= HANDLER_KINDS ||
         strlen(item->open->from) >= MEMBER_ID_SIZE) {

@@ -1,5 +1,6 @@
 /* serve_write.c - method hedge.v1.Store/Write: a client's blocks or records
  * into a store of this node. */
+#include "cluster/fields.h"
 #include "cluster/node_internal.h"
 #include "cluster/rpc/wire.h"
 #include "cluster/stores/store_link.h"
@@ -13,7 +14,16 @@
 #define STEP_MS 200
 #define CALL_MS 10000
 #define NOTHING (const unsigned char *)"" /* memcpy() takes no NULL. */
-#define RECORDS_TAG 0x12 /* Field 2 of a WriteRequest, bytes follow. */
+
+/* Numbers of fields in proto/hedge.proto. */
+#define WRITE_OPEN 1
+#define WRITE_RECORDS 2
+#define WRITE_COMMIT 3
+#define WRITE_FIELDS                                               \
+    (1U << WRITE_OPEN | 1U << WRITE_RECORDS | 1U << WRITE_COMMIT | \
+     1U << WIRE_BODY_FIELD)
+#define RECORDS_TAG (WRITE_RECORDS << 3 | FIELD_BYTES)
+#define RECORDS_RECORD 1
 
 struct writing {
     struct hedge_node *node;
@@ -178,24 +188,46 @@ static int take_block(struct writing *w, struct rpc_msg *msg, size_t len,
     return rv == HEDGE_EFULL ? 0 : rv;
 }
 
-static int take_records(struct writing *w, Hedge__V1__Records *r,
-                        struct hedge_error *e)
+/* Of one `Records`, where they lie: a list of empty records unpacked to objects
+ * is eight times its size. */
+static int take_list(struct writing *w, const struct field *list,
+                     struct hedge_error *e)
 {
+    struct fields all = fields_of(list->data, list->len);
+    struct field f;
+    int next, rv = 0;
+
+    while ((next = fields_next(&all, &f)) == 0 && rv == 0) {
+        if (field_is(&f, RECORDS_RECORD)) {
+            rv = writer_write(&w->records, f.len > 0 ? f.data : NOTHING, f.len);
+        }
+    }
+    if (rv == 0 && next != HEDGE_EEND) {
+        return error_set(e, next, "%zu bytes that are no Records", list->len);
+    }
+    if (rv != 0 && rv != HEDGE_EFULL) {
+        *e = w->records.error;
+        if (e->text[0] == '\0') { /* The sink has failed by itself. */
+            sos_sink_error(w->sink, e);
+        }
+    }
+    return rv;
+}
+
+static int take_records(struct writing *w, const unsigned char *data,
+                        size_t len, struct hedge_error *e)
+{
+    struct fields all = fields_of(data, len);
+    struct field f;
     int rv = 0;
 
     if (!w->framing) {
         writer_init(&w->records, w->sink);
         w->framing = true;
     }
-    for (size_t i = 0; i < r->n_record && rv == 0; i++) {
-        const ProtobufCBinaryData *d = &r->record[i];
-
-        rv = writer_write(&w->records, d->len > 0 ? d->data : NOTHING, d->len);
-    }
-    if (rv != 0 && rv != HEDGE_EFULL) {
-        *e = w->records.error;
-        if (e->text[0] == '\0') { /* The sink has failed by itself. */
-            sos_sink_error(w->sink, e);
+    while (rv == 0 && fields_next(&all, &f) == 0) {
+        if (field_is(&f, WRITE_RECORDS)) {
+            rv = take_list(w, &f, e);
         }
     }
     return rv == HEDGE_EFULL ? 0 : rv;
@@ -247,62 +279,92 @@ static int commit(struct writing *w, Hedge__V1__WriteCommit *c,
     return rv;
 }
 
-/* Records are large and copied; a block is taken from the message itself. */
-static int unpack_request(struct rpc_msg *msg, Hedge__V1__WriteRequest **out,
-                          bool *has_body, size_t *body_len,
-                          struct hedge_error *e)
+/* What comes before a block, or all there is when no block does. */
+static int read_head(struct rpc_msg *msg, unsigned char **head, size_t *len,
+                     bool *has_body, size_t *body_len, struct hedge_error *e)
 {
     const unsigned char *first;
-    unsigned char *head;
-    size_t head_len;
+
+    *has_body = false;
+    if (rpc_msg_peek(msg, &first) == 0 || *first != RECORDS_TAG) {
+        return wire_split(msg, head, len, has_body, body_len, e);
+    }
+    *len = rpc_msg_left(msg);
+    *head = mem_alloc(*len);
+    if (*head == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for %zu bytes of records",
+                         *len);
+    }
+    rpc_msg_read(msg, *head, *len);
+    return 0;
+}
+
+/* Which of its fields a WriteRequest has, a bit each. */
+static int fields_there(const unsigned char *data, size_t len, unsigned *there,
+                        struct hedge_error *e)
+{
+    struct fields all = fields_of(data, len);
+    struct field f;
     int rv;
 
-    *out = NULL;
-    *has_body = false;
-    if (rpc_msg_peek(msg, &first) > 0 && *first == RECORDS_TAG) {
-        *out = pb_from_msg(&hedge__v1__write_request__descriptor, msg, e);
-        return *out != NULL ? 0 : HEDGE_EPROTO;
+    *there = 0;
+    while ((rv = fields_next(&all, &f)) == 0) {
+        if (f.type == FIELD_BYTES && f.number < 32) {
+            *there |= 1U << f.number & WRITE_FIELDS;
+        }
     }
-    rv = wire_split(msg, &head, &head_len, has_body, body_len, e);
-    if (rv != 0) {
-        return rv;
+    return rv == HEDGE_EEND ? 0 : error_set(e, rv, "not a WriteRequest");
+}
+
+static int take_commit(struct writing *w, const unsigned char *data, size_t len,
+                       struct hedge_error *e)
+{
+    Hedge__V1__WriteRequest *m =
+        pb_unpack(&hedge__v1__write_request__descriptor, data, len);
+    int rv;
+
+    if (m == NULL || m->commit == NULL) {
+        rv = error_set(e, HEDGE_EPROTO, "not a WriteCommit");
+    } else {
+        rv = commit(w, m->commit, e);
     }
-    *out = pb_unpack(&hedge__v1__write_request__descriptor, head, head_len);
-    mem_free(head);
-    return *out != NULL ? 0 : error_set(e, HEDGE_EPROTO, "not a WriteRequest");
+    pb_free(m);
+    return rv == 0 ? HEDGE_EEND : rv;
 }
 
 /* One message; HEDGE_EEND when the writer has committed. */
 static int take_message(struct writing *w, struct rpc_msg *msg,
                         struct hedge_error *e)
 {
-    Hedge__V1__WriteRequest *m;
-    size_t body_len;
+    unsigned char *head = NULL;
+    size_t len, body_len;
+    unsigned there;
     bool has_body;
-    int rv = unpack_request(msg, &m, &has_body, &body_len, e);
+    int rv = read_head(msg, &head, &len, &has_body, &body_len, e);
 
+    rv = rv == 0 ? fields_there(head, len, &there, e) : rv;
     if (rv != 0) {
+        mem_free(head);
         return rv;
     }
-    if (w->credits > 0 && (has_body || m->records != NULL)) {
+    there |= has_body ? 1U << WIRE_BODY_FIELD : 0;
+    if (w->credits > 0 &&
+        (there & (1U << WRITE_RECORDS | 1U << WIRE_BODY_FIELD)) != 0) {
         w->credits--;
     }
-    if (m->open != NULL || (has_body && w->framing) ||
-        has_body + (m->records != NULL) + (m->commit != NULL) +
-                (m->block.len > 0) >
-            1) {
+    if ((there & 1U << WRITE_OPEN) != 0 || (there & (there - 1)) != 0 ||
+        (has_body && w->framing)) {
         rv = error_set(e, HEDGE_EPROTO,
                        "after `open` come blocks, or records, and a commit, "
                        "each in a message of its own");
     } else if (has_body) {
         rv = take_block(w, msg, body_len, e);
-    } else if (m->records != NULL) {
-        rv = take_records(w, m->records, e);
-    } else if (m->commit != NULL) {
-        rv = commit(w, m->commit, e);
-        rv = rv == 0 ? HEDGE_EEND : rv;
+    } else if (there == 1U << WRITE_RECORDS) {
+        rv = take_records(w, head, len, e);
+    } else if (there == 1U << WRITE_COMMIT) {
+        rv = take_commit(w, head, len, e);
     }
-    pb_free(m);
+    mem_free(head);
     return rv;
 }
 
@@ -356,10 +418,12 @@ static int receive_open(struct rpc_stream *s, Hedge__V1__WriteRequest **out,
     if (*out == NULL) {
         return HEDGE_EPROTO;
     }
-    if ((*out)->open == NULL) {
+    if ((*out)->open == NULL || (*out)->records != NULL ||
+        (*out)->commit != NULL || (*out)->block.len > 0) {
         pb_free(*out);
         *out = NULL;
-        return error_set(e, HEDGE_EPROTO, "the first message must be `open`");
+        return error_set(e, HEDGE_EPROTO,
+                         "the first message must be `open`, and nothing else");
     }
     return 0;
 }

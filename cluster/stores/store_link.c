@@ -140,7 +140,7 @@ static int receive(struct remote_sink *s, uint64_t timeout_ms,
     if (rv != 0) {
         return name_broken(rv, s->name, s->owner, e);
     }
-    r = pb_from_msg(&hedge__v1__write_reply__descriptor, &msg, e);
+    r = pb_from_msg_large(&hedge__v1__write_reply__descriptor, &msg, e);
     if (r == NULL) {
         return HEDGE_EPROTO;
     }
@@ -471,7 +471,7 @@ static int remote_sink_start(struct remote_sink *s, struct rpc_channel *c,
                    ? error_set(e, HEDGE_EPROTO, "the node did not answer")
                    : rv;
     }
-    r = pb_from_msg(&hedge__v1__write_reply__descriptor, &msg, e);
+    r = pb_from_msg_large(&hedge__v1__write_reply__descriptor, &msg, e);
     rv = r == NULL ? HEDGE_EPROTO : take_opened(s, r, opened, e);
     pb_free(r);
     return rv;
@@ -713,7 +713,7 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
     memset(seg, 0, sizeof *seg);
     seg->store = s->name;
     if (rv == 0) {
-        r = pb_unpack(&hedge__v1__read_reply__descriptor, head, head_len);
+        r = pb_unpack_large(&hedge__v1__read_reply__descriptor, head, head_len);
         mem_free(head);
         rv = r != NULL ? 0 : error_set(e, HEDGE_EPROTO, "not a ReadReply");
     }

@@ -12,6 +12,14 @@ from hedge_harness import (MIB, DaemonTest, Sampler, cpu_seconds, finish,
 PROMISE = 64 * MIB  # Beside --mem-limit.
 
 
+def varint(n):
+    out = bytearray()
+    while n >= 0x80:
+        out.append(n & 0x7f | 0x80)
+        n >>= 7
+    return bytes(out) + bytes([n])
+
+
 class MemoryTest(DaemonTest):
 
     def start_write(self, node, name, data, *args):
@@ -183,6 +191,42 @@ class Promise(MemoryTest):
             rows = self.one.ctl("sos", "ls", json_output=True).objects()
             self.assertEqual(len(rows), 1500)
         self.check_promise("1500 small stores", peak)
+
+    def test_tiny_items(self):
+        """Messages in which two bytes stand for an object each."""
+        pb = stubs()[0]
+        count, messages = 1_000_000, 12
+        records = b"\x0a\x00" * count  # Empty ones, in their list.
+
+        def write(i):
+            def requests():
+                yield pb.WriteRequest(open=pb.WriteOpen(
+                    name=f"t{i}")).SerializeToString()
+                for _ in range(messages):
+                    yield (b"\x12" + varint(len(records)) + records)
+                yield pb.WriteRequest(
+                    commit=pb.WriteCommit()).SerializeToString()
+            return list(self.one.channel().stream_stream(
+                "/hedge.v1.Store/Write", request_serializer=bytes,
+                response_deserializer=pb.WriteReply.FromString)(
+                    requests(), timeout=90))[-1].committed
+
+        def junk(_):
+            """Fields that no message of ours has."""
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.one.channel().unary_unary(
+                    "/hedge.v1.Store/Stat", request_serializer=bytes)(
+                        b"\x98\x06\x00" * (MIB // 3), timeout=60)
+            return hedge_error(caught.exception)
+        with self.watch() as peak, \
+                concurrent.futures.ThreadPoolExecutor(8) as pool:
+            written = [pool.submit(write, i) for i in range(4)]
+            refused = [pool.submit(junk, i) for i in range(8)]
+            for w in written:
+                self.assertEqual(w.result().records, count * messages)
+            for r in refused:
+                self.assertEqual(r.result(), "EPROTO")
+        self.check_promise("tiny items", peak)
 
     def test_slow_streams(self):
         """Writers that send little, and clients that never read replies."""
