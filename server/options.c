@@ -102,7 +102,7 @@ static const struct flag flags[] = {
      "demo endpoints, /metrics, /livez and /readyz (off)"},
     {"--group", TEXT, "NAME", NODE(group), NULL, "the group to join (default)"},
     {"--engine", TEXT, "URL", NODE(engine), NULL,
-     "where the lease lives (lmdb:STATE/GROUP/engine)"},
+     "where the lease and the log live (lmdb:STATE/GROUP/engine)"},
     {"--data", TEXT, "DIR", NODE(data_dir), NULL,
      "this node's directory (STATE/GROUP/ID)"},
     {"--mem-limit", SIZE, "SIZE", NODE(mem_limit), NULL,

@@ -392,17 +392,6 @@ void *arena_alloc_wait(struct arena *a, enum arena_class cls, size_t size,
     return p;
 }
 
-bool arena_could(struct arena *a, enum arena_class cls)
-{
-    bool ok;
-
-    pthread_mutex_lock(&a->lock);
-    ok = may_hold(a, cls, ARENA_CLASSES);
-    assert_shares_hold(a);
-    pthread_mutex_unlock(&a->lock);
-    return ok;
-}
-
 bool arena_claim(struct arena *a, enum arena_class cls, unsigned n)
 {
     uint32_t owed = 0;
@@ -633,11 +622,6 @@ void arena_use(struct arena *a, struct arena_use *out)
     memcpy(out->huge_detail, a->huge_detail, sizeof out->huge_detail);
     assert_shares_hold(a);
     pthread_mutex_unlock(&a->lock);
-}
-
-size_t arena_block_size(const struct arena *a)
-{
-    return a->block_size;
 }
 
 /* --- the warmer --- */

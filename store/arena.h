@@ -69,8 +69,6 @@ void *arena_alloc(struct arena *a, enum arena_class cls, size_t size);
 /* The same, waiting until it may; NULL when timeout_ms have passed. */
 void *arena_alloc_wait(struct arena *a, enum arena_class cls, size_t size,
                        uint64_t timeout_ms);
-/* Would a whole block of this class be granted at present? */
-bool arena_could(struct arena *a, enum arena_class cls);
 
 /* Raise the share of a class by `n` blocks for as long as somebody needs them:
  * a writer claims the one it fills, a reader the two it reads. A claim is
@@ -109,7 +107,6 @@ uint64_t arena_offset(const struct arena *a, const void *p);
 void *arena_at(const struct arena *a, uint64_t offset);
 
 void arena_use(struct arena *a, struct arena_use *out);
-size_t arena_block_size(const struct arena *a);
 
 /* Fault in `bytes` of free memory now (benchmarks, impatient users). */
 void arena_warm(struct arena *a, uint64_t bytes);

@@ -71,22 +71,6 @@ void output_add_time(cJSON *object, const char *name, uint64_t wall_ms)
     output_add_text(object, name, text);
 }
 
-void output_add_hex(cJSON *object, const char *name, const void *bytes,
-                    size_t len)
-{
-    const unsigned char *p = bytes;
-    struct strbuf b;
-    char *text;
-
-    strbuf_init(&b);
-    for (size_t i = 0; i < len; i++) {
-        strbuf_addf(&b, "%02x", p[i]);
-    }
-    text = must_have(strbuf_detach(&b));
-    output_add_text(object, name, text);
-    mem_free(text);
-}
-
 /* Length of the UTF-8 sequence at p (1 to 4), or 0 if it is not one. */
 static size_t utf8_length(const unsigned char *p, size_t left)
 {

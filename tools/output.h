@@ -28,8 +28,6 @@ void output_add_u64(cJSON *object, const char *name, uint64_t n);
 void output_add_id(cJSON *object, const char *name, uint64_t n);
 /* RFC 3339; null for 0. */
 void output_add_time(cJSON *object, const char *name, uint64_t wall_ms);
-void output_add_hex(cJSON *object, const char *name, const void *bytes,
-                    size_t len);
 /* `name` as text, null where the bytes are not UTF-8 or hold a zero, and
  * `name`_base64 as they are. */
 void output_add_bytes(cJSON *object, const char *name, const void *bytes,
