@@ -203,8 +203,8 @@ static grpc_byte_buffer *send_turn(struct rpc_stream *s, bool ok,
     }
     if (next == NULL && !*close) { /* Else sending is under way still. */
         op_done(s, &s->send);
+        pthread_cond_signal(&s->can_send);
     }
-    pthread_cond_signal(&s->can_send);
     return next;
 }
 
@@ -220,6 +220,11 @@ static void on_send(struct rpc_tag *t, bool ok)
         sent = s->send_buffer;
         next = send_turn(s, ok, &left, &close);
         pthread_mutex_unlock(&s->lock);
+        if (next != NULL || close) {
+            /* The stream stays until this one is sent; and not earlier: who
+             * wakes up wants the lock. */
+            pthread_cond_signal(&s->can_send);
+        }
         grpc_byte_buffer_destroy(sent);
         grpc_byte_buffer_destroy(left);
         if (next != NULL) {
@@ -496,9 +501,13 @@ static void on_recv(struct rpc_tag *t, bool ok)
     }
     op_done(s, &s->recv);
     more = recv_claim(s);
-    pthread_cond_signal(&s->can_recv);
+    if (!more) { /* From when the lock is let go, the stream may end. */
+        pthread_cond_signal(&s->can_recv);
+    }
     pthread_mutex_unlock(&s->lock);
     if (more) {
+        /* Not earlier: who wakes up wants the lock. */
+        pthread_cond_signal(&s->can_recv);
         recv_start(s, false);
     }
 }
