@@ -481,8 +481,8 @@ static int read_into_arena(struct sos *s, const struct catalog_entry *entry,
     return rv;
 }
 
-int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
-                 size_t *len, struct hedge_error *e)
+int sos_lend_get(struct sos *s, const struct block_id *id, bool now,
+                 void **block, size_t *len, struct hedge_error *e)
 {
     struct catalog_entry entry;
     struct part *p = NULL;
@@ -497,10 +497,15 @@ int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
     if (rv == 0 && entry.copies[0].where == CATALOG_MEMORY) {
         *block = arena_at(s->arena, entry.copies[0].place.addr);
         arena_ref(s->arena, *block);
+    } else if (rv == 0 && now) {
+        rv = HEDGE_EAGAIN;
     } else if (rv == 0) {
         p = part_hold(s, id->generation);
     }
     pthread_mutex_unlock(&s->lend_lock);
+    if (rv == HEDGE_EAGAIN) {
+        return rv;
+    }
     if (rv != 0) {
         return error_set(e, HEDGE_ELOST,
                          "block %u/%llu is not on %s (any more)", id->writer,

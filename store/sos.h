@@ -202,9 +202,10 @@ struct sos_lend_req {
 int sos_lend_put(struct sos *s, const struct sos_owner *owner,
                  const struct tier_store *store, struct sos_lend_req *req);
 /* A reference to the block in the arena (arena_unref() it), read from disk if
- * it is there; its header is checked against `id`, its payload is not. */
-int sos_lend_get(struct sos *s, const struct block_id *id, void **block,
-                 size_t *len, struct hedge_error *e);
+ * it is there; its header is checked against `id`, its payload is not. `now`:
+ * HEDGE_EAGAIN for one on disk. */
+int sos_lend_get(struct sos *s, const struct block_id *id, bool now,
+                 void **block, size_t *len, struct hedge_error *e);
 /* generation 0: all of this owner's; `id` not NULL: this block only. */
 void sos_lend_drop(struct sos *s, const struct sos_owner *owner,
                    uint64_t generation, const struct block_id *id);

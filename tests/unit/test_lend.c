@@ -71,7 +71,7 @@ static int get(struct box *b, struct block_id id, size_t len)
     unsigned char want[BOX_BLOCK];
     size_t got;
     void *block;
-    int rv = sos_lend_get(b->sos, &id, &block, &got, &e);
+    int rv = sos_lend_get(b->sos, &id, false, &block, &got, &e);
 
     if (rv != 0) {
         assert_null(block);

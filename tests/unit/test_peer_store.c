@@ -144,7 +144,7 @@ static int get_flipped(struct rpc_stream *s, void *ctx, struct hedge_error *e)
         id = (struct block_id){q->generation, q->sequence, q->writer};
         r.request = q->request;
         hedge__v1__get_request__free_unpacked(q, NULL);
-        rv = sos_lend_get(n->sos, &id, &block, &len, e);
+        rv = sos_lend_get(n->sos, &id, false, &block, &len, e);
         if (rv != 0) {
             break;
         }
