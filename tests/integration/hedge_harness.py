@@ -13,6 +13,7 @@ process a test starts is dead when it ends, whatever it ended with. The logs of
 the nodes are shown when a test has failed.
 """
 import atexit
+import functools
 import importlib
 import json
 import os
@@ -99,6 +100,24 @@ def stubs(name="hedge"):
         sys.path.insert(0, _stubs)
     return (importlib.import_module(name + "_pb2"),
             importlib.import_module(name + "_pb2_grpc"))
+
+
+@functools.lru_cache(maxsize=None)
+def go_program(name):
+    """(the program made of tests/NAME in Go, why there is none)."""
+    go = shutil.which("go")
+    if go is None:
+        return None, "there is no Go (apt-get install golang-go)"
+    out = os.path.join(ROOT, "build", name)
+    built = subprocess.run(
+        [go, "build", "-o", out, "."], cwd=os.path.join(ROOT, "tests", name),
+        capture_output=True, text=True, timeout=300,
+        env={"GOFLAGS": "-buildvcs=false", "GOTOOLCHAIN": "local",
+             **os.environ})
+    if built.returncode == 0:
+        return out, None
+    return None, (f"tests/{name} cannot be built: "
+                  + built.stderr.strip()[-300:])
 
 
 def hedge_error(error):

@@ -1,12 +1,17 @@
 """The reference's gRPC service, hedgeproto.Hedge, as its programs use it."""
+import hashlib
+import json
 import queue
+import struct
+import subprocess
 import threading
 import time
 
 import grpc
 
-from hedge_harness import (MIB, DaemonTest, SharedTest, hedge_error, main,
-                           random_bytes, resident, stubs, wait_until)
+from hedge_harness import (MIB, DaemonTest, SharedTest, go_program,
+                           hedge_error, main, random_bytes, resident, stubs,
+                           wait_until)
 
 
 class HedgeprotoTest(SharedTest):
@@ -223,6 +228,67 @@ class Streams(HedgeprotoTest):
         for i in range(8):
             self.assertEqual(replies[i], [
                 f"{self.first.id}: {i} {j}".encode() for j in range(50)])
+
+
+class GoModule(HedgeprotoTest):
+    """The reference's own module of the service (tests/goclient)."""
+
+    def setUp(self):
+        super().setUp()
+        self.program, why_not = go_program("goclient")
+        if self.program is None:
+            self.skipTest(why_not)
+
+    def tasks(self, node, *tasks):
+        done = subprocess.run(
+            [self.program, node.grpc],
+            input="".join(json.dumps(t) + "\n" for t in tasks), text=True,
+            capture_output=True, timeout=120)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def test_parts(self):
+        count, size = 3000, 20000
+        wrote, again, got, closed = self.tasks(
+            self.first,
+            {"call": "write", "name": "go", "count": count, "size": size,
+             "meta": {"mlimit": str(8 * MIB), "dlimit": "0", "expire": "1"}},
+            {"call": "read", "name": "go"}, {"call": "read", "name": "go"},
+            {"call": "close", "name": "go"})
+        records = [bytes([i % 256]) * (i % size) for i in range(count)]
+        digest = hashlib.sha256()
+        for r in records:
+            digest.update(struct.pack("<I", len(r)) + r)
+        for a in (wrote, again, got):
+            self.assertEqual((a["status"], a["records"], a["sum"]),
+                             ("OK", count, digest.hexdigest()), a)
+        self.assertEqual(closed["status"], "OK", closed)
+
+    def test_errors(self):
+        never, bad, full = self.tasks(
+            self.first, {"call": "read", "name": "never"},
+            {"call": "write", "name": "a/b", "count": 1, "size": 1},
+            {"call": "write", "name": "go full", "count": 3000, "size": 9000,
+             "meta": {"mlimit": str(MIB), "dlimit": str(MIB),
+                      "expire": "1"}})
+        self.assertEqual(never["status"], "NotFound", never)
+        self.assertEqual(bad["status"], "InvalidArgument", bad)
+        self.assertEqual(full["status"], "ResourceExhausted", full)
+        self.tasks(self.first, {"call": "close", "name": "go full"})
+
+    def test_streams(self):
+        leader = self.shared.leader()
+        other, = [n for n in self.nodes if n is not leader]
+        messages = ["one", "", "two" * 100_000]
+        sent, spread = self.tasks(
+            leader, {"call": "send", "messages": messages},
+            {"call": "broadcast", "messages": messages})
+        for a in (sent, spread):
+            self.assertEqual(a["status"], "OK", a)
+            self.assertEqual(a["replies"],
+                             [f"{leader.id}: {m}" for m in messages])
+        refused, = self.tasks(other, {"call": "send", "messages": ["x"]})
+        self.assertEqual(refused["status"], "FailedPrecondition", refused)
 
 
 class Life(DaemonTest):

@@ -4,7 +4,6 @@ stopped, are linearizable: puts and gets of each key, grants of each semaphore.
 The checker is tests/linear, made with porcupine, a Go module. Where there is no
 Go, or no way to the module, these tests are skipped and say so.
 """
-import functools
 import json
 import os
 import random
@@ -15,8 +14,8 @@ import time
 
 import grpc
 
-from hedge_harness import (ROOT, DaemonTest, HedgeTest, hedge_error, main,
-                           report, stubs)
+from hedge_harness import (DaemonTest, HedgeTest, go_program, hedge_error,
+                           main, report, stubs)
 
 SECONDS = 12
 KEYS = [b"a", b"b", b"c"]
@@ -24,26 +23,10 @@ CLIENTS = 9
 HOLD_MS = 600000  # A session outlasts the test: what it holds, it holds.
 
 
-@functools.lru_cache(maxsize=None)
-def checker():
-    """(the program, why there is none)."""
-    go = shutil.which("go")
-    if go is None:
-        return None, "there is no Go (apt-get install golang-go)"
-    out = os.path.join(ROOT, "build", "linear")
-    built = subprocess.run(
-        [go, "build", "-o", out, "."], cwd=os.path.join(ROOT, "tests", "linear"),
-        capture_output=True, text=True, timeout=180,
-        env={"GOFLAGS": "-buildvcs=false", **os.environ})
-    if built.returncode == 0:
-        return out, None
-    return None, "the checker cannot be built: " + built.stderr.strip()[-300:]
-
-
 def check(history):
     """(could it have happened, what the checker says)."""
     done = subprocess.run(
-        [checker()[0]], input="".join(json.dumps(o) + "\n" for o in history),
+        [go_program("linear")[0]], input="".join(json.dumps(o) + "\n" for o in history),
         capture_output=True, text=True, timeout=300)
     if done.returncode not in (0, 1):
         raise AssertionError(done.stderr)
@@ -53,8 +36,9 @@ def check(history):
 class LinearTest(HedgeTest):
     def setUp(self):
         super().setUp()
-        if checker()[0] is None:
-            self.skipTest(checker()[1])
+        checker, why_not = go_program("linear")
+        if checker is None:
+            self.skipTest(why_not)
 
 
 class Checker(LinearTest):
