@@ -1,16 +1,37 @@
 /* api.c - the public calls that only look, and the public face of stores. */
 #include "cluster/node_internal.h"
-#include "cluster/store_link.h"
+#include "cluster/stores/store_link.h"
 
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 #include "store/reader.h"
 #include "store/writer.h"
 
+#include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #define OPEN_MS 15000
+
+HEDGE_API int hedge_node_joined(struct hedge_node *n, struct hedge_error *e)
+{
+    struct hedge_error refused;
+    bool joined;
+
+    pthread_mutex_lock(&n->pub_lock);
+    joined = n->joined;
+    refused = n->refused;
+    pthread_mutex_unlock(&n->pub_lock);
+    if (refused.code != 0) {
+        return error_set(e, refused.code, "not in group \"%.64s\": %.400s",
+                         n->group, refused.text);
+    }
+    return joined ? 0
+                  : error_set(e, HEDGE_EAGAIN, "group \"%.64s\" not met yet",
+                              n->group);
+}
 
 HEDGE_API const char *hedge_node_name(const struct hedge_node *node)
 {
@@ -20,6 +41,55 @@ HEDGE_API const char *hedge_node_name(const struct hedge_node *node)
 HEDGE_API const char *hedge_node_grpc_address(const struct hedge_node *node)
 {
     return node->grpc_address;
+}
+
+HEDGE_API bool hedge_node_is_running(const struct hedge_node *node)
+{
+    return !atomic_load(&node->closing);
+}
+
+HEDGE_API int hedge_node_describe(struct hedge_node *node, char *out,
+                                  size_t size)
+{
+    struct hedge_leader leader;
+    uint64_t token;
+
+    if (hedge_has_lock(node, &token)) {
+        return snprintf(out, size,
+                        "node %s of group %s: leads with token %" PRIu64,
+                        node->id, node->group, token);
+    }
+    if (hedge_leader(node, &leader) == 0) {
+        return snprintf(out, size,
+                        "node %s of group %s: follows %s with token %" PRIu64,
+                        node->id, node->group, leader.id, leader.token);
+    }
+    return snprintf(out, size, "node %s of group %s: knows no leader", node->id,
+                    node->group);
+}
+
+HEDGE_API int hedge_node_run(const struct hedge_options *o,
+                             const volatile bool *stop, struct hedge_node **out,
+                             struct hedge_error *e)
+{
+    const struct timespec tick = {.tv_nsec = 100000000};
+    struct hedge_node *node;
+    int rv = hedge_node_start(o, &node, e);
+
+    if (out != NULL) {
+        *out = node;
+    }
+    if (rv != 0) {
+        return rv;
+    }
+    while (!*stop) {
+        (void)nanosleep(&tick, NULL);
+    }
+    hedge_node_stop(node);
+    if (out != NULL) {
+        *out = NULL;
+    }
+    return 0;
 }
 
 HEDGE_API uint64_t hedge_lease_ms(const struct hedge_node *node)
@@ -255,6 +325,9 @@ HEDGE_API int hedge_sos_writer_close(struct hedge_sos_writer *w,
         rv = remote_sink_close(w->sink, &counted, &kept, NULL, e);
     } else {
         rv = sos_sink_close(w->sink, status == 0 ? &counted : NULL, &kept, e);
+    }
+    if (rv == 0 && status == HEDGE_EFULL) {
+        rv = error_set(e, status, "%s", w->writer.error.text);
     }
     if (out != NULL) {
         out->records = kept.records;

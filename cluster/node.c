@@ -1,7 +1,11 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
-#include "cluster/kv.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks_internal.h"
 #include "cluster/node_internal.h"
+#include "cluster/locks/sem_session.h"
+#include "cluster/foreign/serve_lines.h"
+#include "cluster/stats.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"
@@ -9,6 +13,7 @@
 #include "store/base/units.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
@@ -25,6 +30,8 @@
 
 #define GRACE_MS 300
 #define CALL_THREADS 8
+/* Stores' and messages': each service bounds its own below that. */
+#define STREAMS_MAX 512
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
@@ -50,6 +57,8 @@ HEDGE_API void hedge_options_init(struct hedge_options *o)
     o->block_size = BLOCK_SIZE_DEFAULT;
     o->lease_ms = 10000;
     o->sync_interval_ms = 2000;
+    o->handlers_max = HANDLERS_MAX_DEFAULT;
+    o->line_protocol = true;
 }
 
 /* --- the machine --- */
@@ -523,6 +532,35 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Peer/Drop", serve_peer_drop, NULL, 0},
     {"/hedge.v1.Peer/Renew", serve_peer_renew, NULL, 0},
     {"/hedge.v1.Peer/LocalStores", serve_local_stores, NULL, 0},
+    {"/hedgeproto.Hedge/Send", NULL, serve_hp_send, 0},
+    {"/hedgeproto.Hedge/Broadcast", NULL, serve_hp_broadcast, 0},
+    {"/hedgeproto.Hedge/SoSWrite", NULL, serve_hp_write, 0},
+    {"/hedgeproto.Hedge/SoSRead", NULL, serve_hp_read, 0},
+    {"/hedgeproto.Hedge/SoSClose", serve_hp_close, NULL, 0},
+    {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
+    {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
+    {"/hedge.v1.Messages/StreamLeader", NULL, serve_stream_leader, 0},
+    {"/hedge.v1.Messages/StreamBroadcast", NULL, serve_stream_broadcast, 0},
+    {"/hedge.v1.MessagePeer/Stream", NULL, serve_stream, 0},
+    {"/hedge.v1.MessagePeer/Deliver", serve_deliver, NULL, RPC_INLINE},
+    {"/hedge.v1.MessagePeer/Put", serve_put, NULL, 0},
+    {"/hedge.v1.MessagePeer/Fetch", serve_fetch, NULL, 0},
+    {"/grpc.health.v1.Health/Check", serve_health_check, NULL, RPC_INLINE},
+    {"/grpc.health.v1.Health/Watch", NULL, serve_health_watch, 0},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", NULL,
+     serve_reflection, 0},
+    {"/hedge.v1.Locks/OpenSession", serve_lock_open, NULL, 0},
+    {"/hedge.v1.Locks/Renew", serve_lock_renew, NULL, 0},
+    {"/hedge.v1.Locks/CloseSession", serve_lock_close, NULL, 0},
+    {"/hedge.v1.Locks/Watch", serve_lock_watch, NULL, 0},
+    {"/hedge.v1.Locks/Acquire", serve_lock_acquire, NULL, 0},
+    {"/hedge.v1.Locks/TryAcquire", serve_lock_try, NULL, 0},
+    {"/hedge.v1.Locks/Release", serve_lock_release, NULL, 0},
+    {"/hedge.v1.Locks/Revoke", serve_lock_revoke, NULL, 0},
+    {"/hedge.v1.Locks/List", serve_lock_list, NULL, 0},
+    {"/hedge.v1.LocksRelay/Relay", NULL, serve_relay, 0},
 };
 
 static int start_store(struct hedge_node *n, struct hedge_error *e)
@@ -562,6 +600,33 @@ static int start_store(struct hedge_node *n, struct hedge_error *e)
     return rv == 0 ? 0 : error_set(e, rv, "cannot start the store");
 }
 
+static bool node_leads(void *ctx)
+{
+    return hedge_has_lock(ctx, NULL);
+}
+
+static int start_messages(struct hedge_node *n, struct hedge_error *e)
+{
+    struct handlers_options o = {
+        .id = n->id,
+        .handler = {n->o.leader_handler, n->o.broadcast_handler},
+        .stream = {n->o.leader_stream_handler, n->o.broadcast_stream_handler},
+        .data = n->o.data,
+        .max = n->o.handlers_max,
+        .leads = node_leads,
+        .ctx = n};
+    int rv = msg_budget_new(n->o.message_limit, &n->messages);
+
+    if (rv == 0) {
+        o.budget = n->messages;
+        rv = handlers_new(&o, &n->handlers);
+    }
+    if (rv == 0) {
+        rv = msg_parts_new(&n->parts);
+    }
+    return rv == 0 ? 0 : error_set(e, rv, "cannot start the handlers");
+}
+
 static int start_server(struct hedge_node *n, struct hedge_error *e)
 {
     char tcp[320], unix_path[320];
@@ -573,6 +638,7 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
                                        sizeof methods / sizeof methods[0],
                                    .ctx = n,
                                    .pool_threads = 8,
+                                   .streams_max = STREAMS_MAX,
                                    .message_limit = n->o.message_limit};
     int rv;
 
@@ -582,6 +648,15 @@ static int start_server(struct hedge_node *n, struct hedge_error *e)
     return rv == 0 ? 0
                    : error_prefix(e, "node %s (--listen %s, --grpc %s)", n->id,
                                   n->id, n->grpc_address);
+}
+
+static int start_lines(struct hedge_node *n, struct hedge_error *e)
+{
+    int rv = lines_server_new(n, n->listen_fd, n->o.line_protocol, &n->lines);
+
+    return rv == 0
+               ? 0
+               : error_set(e, rv, "cannot start the line protocol's thread");
 }
 
 static int start_parts(struct hedge_node *n, struct hedge_error *e)
@@ -603,10 +678,16 @@ static int start_parts(struct hedge_node *n, struct hedge_error *e)
     }
     rv = rv != 0 ? rv : node_log_start(n, e);
     rv = rv != 0 ? rv : start_store(n, e);
+    rv = rv != 0 ? rv : start_messages(n, e);
+    rv = rv != 0 ? rv : locks_new(n, e);
+    if (rv == 0 && sem_session_new(n, &n->session) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "cannot start a session");
+    }
     /* Handlers post to the loop. It begins to run, and this node to stand for
      * election, when nothing can go wrong any more. */
     rv = rv != 0 ? rv : node_loop_open(n, e);
     rv = rv != 0 ? rv : start_server(n, e);
+    rv = rv != 0 ? rv : start_lines(n, e);
     rv = rv != 0 ? rv : node_link_start(n, e);
     return rv != 0 ? rv : node_loop_run(n, e);
 }
@@ -647,6 +728,30 @@ HEDGE_API int hedge_options_check(const struct hedge_options *o,
     return rv;
 }
 
+static_assert((int)HEDGE_LOG_DEBUG == (int)LOG_DEBUG + 1 &&
+                  (int)HEDGE_LOG_OFF == (int)LOG_OFF + 1,
+              "levels follow each other as in store/base/log.h");
+
+static _Atomic(hedge_log_fn) log_out;
+
+static void log_to_program(void *data, enum log_level level, const char *area,
+                           const char *text)
+{
+    atomic_load (&log_out)(data, (enum hedge_log_level)((int)level + 1), area,
+                           text);
+}
+
+static void set_log(const struct hedge_options *o)
+{
+    if (o->log_level != HEDGE_LOG_AS_IS) {
+        log_set_level((enum log_level)((int)o->log_level - 1));
+    }
+    if (o->log != NULL) {
+        atomic_store(&log_out, o->log);
+        log_set_fn(log_to_program, o->log_data);
+    }
+}
+
 HEDGE_API int hedge_node_start(const struct hedge_options *o,
                                struct hedge_node **out, struct hedge_error *e)
 {
@@ -658,6 +763,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
         return error_set(e, HEDGE_ENOMEM, "no memory for a node");
     }
     init_locks(n);
+    set_log(o);
     rv = rpc_init();
     if (rv != 0) {
         mem_free(n);
@@ -681,6 +787,7 @@ HEDGE_API int hedge_node_start(const struct hedge_options *o,
 
 static void free_all(struct hedge_node *n)
 {
+    locks_free(n);
     peer_service_free(n->peer_service);
     sos_free(n->sos); /* The peer tier, too. */
     pool_free(n->call_pool);
@@ -689,6 +796,8 @@ static void free_all(struct hedge_node *n)
     kv_free(n->kv);
     engine_close(&n->engine);
     view_unref(n->view);
+    msg_parts_free(n->parts);
+    msg_budget_unref(n->messages);
     if (n->listen_fd >= 0) {
         close(n->listen_fd);
     }
@@ -713,16 +822,34 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
         return;
     }
     atomic_store(&n->closing, true);
+    sos_hurry(n->sos);
     pthread_mutex_lock(&n->pub_lock);
     pthread_cond_broadcast(&n->pub_changed);
     pthread_mutex_unlock(&n->pub_lock);
+    sem_session_stop(n->session);
+    locks_stop(n);
     if (n->kv != NULL) {
         kv_stop(n->kv);
     }
     node_link_stop(n);
     node_loop_stop(n);
+    handlers_stop(n->handlers, GRACE_MS);
+    if (n->front_end != NULL) { /* Before what it asks for figures goes. */
+        n->front_end(n->front_ctx);
+    }
+    lines_server_free(n->lines, GRACE_MS);
+    n->lines = NULL;
     rpc_server_free(n->server, GRACE_MS);
+    handlers_free(n->handlers);
+    n->handlers = NULL;
+    sem_session_free(n->session);
+    n->session = NULL;
     node_loop_release(n);
     free_all(n);
     rpc_shutdown();
+}
+
+struct handlers *node_handlers(struct hedge_node *node)
+{
+    return node->handlers;
 }

@@ -7,15 +7,16 @@
 #ifndef CLUSTER_NODE_INTERNAL_H
 #define CLUSTER_NODE_INTERNAL_H
 
-#include "cluster/directory.h"
-#include "cluster/election.h"
+#include "cluster/group/directory.h"
+#include "cluster/group/election.h"
 #include "cluster/engine/engine.h"
+#include "cluster/messages/handlers.h"
 #include "cluster/hedge.h"
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 #include "cluster/pb.h"
-#include "cluster/peer_tier.h"
+#include "cluster/peer/peer_tier.h"
 #include "cluster/rpc/rpc.h"
-#include "cluster/serve_peer.h"
+#include "cluster/peer/serve_peer.h"
 #include "store/base/list.h"
 #include "store/base/pool.h"
 #include "store/sos.h"
@@ -56,7 +57,6 @@ struct uplink {
     char target[TARGET_SIZE];
     uint64_t token;
     struct member self;
-    struct rpc_stream *stream; /* To be cancelled from outside. */
 };
 
 struct hedge_node {
@@ -76,7 +76,14 @@ struct hedge_node {
     struct kv *kv;
     struct directory *directory;
     struct peer_service *peer_service;
+    struct msg_budget *messages; /* What --message-limit bounds. */
+    struct handlers *handlers;
+    struct msg_parts *parts; /* Messages that travel in pieces. */
+    /* Clients' messages and streams that are served. */
+    atomic_uint sending, relaying;
     struct rpc_server *server;
+    struct locks *locks;         /* locks.h */
+    struct sem_session *session; /* Of its own semaphores. */
 
     /* The loop. */
     uv_loop_t loop;
@@ -84,7 +91,6 @@ struct hedge_node {
     uv_async_t mailbox;
     uv_timer_t timer;
     uv_timer_t figures;
-    uv_poll_t listener;
     pthread_t loop_thread;
     bool loop_runs;
     pthread_mutex_t mailbox_lock;
@@ -96,6 +102,7 @@ struct hedge_node {
     uint64_t leader_token; /* Told to the membership. */
     uint64_t election_wake_ms, membership_wake_ms;
     bool stopping, election_stopped;
+    bool superseded; /* Another node lives under this id. */
 
     struct pool *lease_pool; /* One thread: engine calls of the election. */
     struct pool *dial_pool;
@@ -109,7 +116,7 @@ struct hedge_node {
     pthread_mutex_t sessions_lock; /* sessions, publisher */
     pthread_cond_t sessions_changed;
     struct list sessions;
-    bool publish, publisher_closing, publisher_runs;
+    bool publisher_closing, publisher_runs;
     pthread_t publisher;
 
     pthread_mutex_t pub_lock; /* What other threads may look at. */
@@ -118,12 +125,22 @@ struct hedge_node {
     struct election_hold hold;
     struct election_leader leader;
     uint64_t rounds;
-    uint64_t leader_since; /* Grows with each change. */
+    uint64_t leader_since;      /* Grows with each change. */
+    bool joined;                /* It has led, or had a list from who leads. */
+    struct hedge_error refused; /* By the leader, for what this node is. */
     atomic_bool closing;
 
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
+    struct lines_server *lines;   /* On listen_fd. */
+    void (*front_end)(void *ctx); /* node_set_front() */
+    void *front_ctx;
+    atomic_uint_fast64_t loop_beat_ms; /* When the loop last went round. */
+    atomic_uint looking;               /* Streams of health and reflection. */
+    atomic_uint hp_streams;            /* Of parts, for hedgeproto. */
+    atomic_uint_fast64_t local_stores; /* Ever made, for their generations. */
+    atomic_bool in_group;              /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
     struct list channels;
@@ -203,6 +220,9 @@ struct rpc_channel *kept_channel_rpc(struct kept_channel *c);
  * else TCP. */
 void node_target(const struct hedge_node *n, const struct member *m,
                  char out[TARGET_SIZE]);
+/* The same by a node's id; where that is not on the list, its address. */
+void node_target_of(struct hedge_node *n, const char *id,
+                    const char *grpc_address, char out[TARGET_SIZE]);
 
 /* --- node_log.c --- */
 int node_log_start(struct hedge_node *n, struct hedge_error *e);
@@ -229,6 +249,7 @@ void serve_log_compact(struct rpc_call *c, void *ctx, const void *req,
  * of a kind as fit into a part of the message limit with `blocks` each. */
 unsigned serve_streams_max(const struct hedge_node *n, unsigned part,
                            unsigned blocks);
+unsigned serve_passing_max(const struct hedge_node *n);
 /* Wait a while to be one of `max`; HEDGE_EBUSY. Ends with `*count -= 1`. */
 int serve_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
                 const char *what, struct hedge_error *e);
@@ -247,6 +268,44 @@ void serve_register(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_unregister(struct rpc_call *c, void *ctx, const void *req,
                       size_t len);
 void serve_find(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_hedgeproto.c --- */
+#define SERVE_HP_MAX 8
+int serve_hp_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_hp_close(struct rpc_call *call, void *ctx, const void *req,
+                    size_t len);
+
+/* --- serve_messages.c --- */
+int msg_parts_new(struct msg_parts **out);
+/* Forget what nobody has come for in time. */
+void msg_parts_sweep(struct msg_parts *p);
+void msg_parts_free(struct msg_parts *p);
+void serve_deliver(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
+void serve_fetch(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_send.c, serve_streams.c --- */
+/* Wait to be one of `max`, as long as the client's deadline lets; HEDGE_EBUSY.
+ * Ends with `*count -= 1`. */
+int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+                         const char *what, struct hedge_error *e);
+int serve_stream(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_stream_leader(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_stream_broadcast(struct rpc_stream *s, void *ctx,
+                           struct hedge_error *e);
+int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+/* --- serve_health.c, serve_reflection.c: the standard services of gRPC --- */
+#define SERVE_LOOKING_MAX 32
+/* In its group, and not stopping. */
+bool node_is_serving(struct hedge_node *n);
+void serve_health_check(struct rpc_call *c, void *ctx, const void *req,
+                        size_t len);
+int serve_health_watch(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_reflection(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 
 /* The list as a message; pb_free()-less: members_release(). */
 int members_message(struct hedge_node *n, struct view *v,

@@ -16,7 +16,9 @@
 
 #define SEND_MS 500
 #define DIAL_MS 1000
-#define REDIAL_MS 200
+#define NO_MEMORY_MS 10
+#define REPORT_STORES 4096 /* In one message: 1 MiB of long names. */
+#define REPORT_PARTS_MAX 65536
 
 struct session {
     struct list link; /* node.sessions */
@@ -32,12 +34,46 @@ struct session {
 
 /* --- the leader's side: reports in --- */
 
+/* The messages of one report: all but the last only bring stores. */
+struct parts {
+    Hedge__V1__JoinReport **message;
+    size_t n;
+};
+
 struct report_task {
     struct task task;
     uint64_t session;
     struct membership_report report;
-    Hedge__V1__JoinReport *message; /* For its stores. */
+    struct parts parts; /* For their stores. */
 };
+
+static void parts_release(struct parts *p)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        pb_free(p->message[i]);
+    }
+    mem_free(p->message);
+    *p = (struct parts){.n = 0};
+}
+
+/* Takes `m` in any case. */
+static int parts_add(struct parts *p, Hedge__V1__JoinReport *m,
+                     struct hedge_error *e)
+{
+    Hedge__V1__JoinReport **more =
+        p->n < REPORT_PARTS_MAX
+            ? mem_realloc(p->message,
+                          (p->n + 1) * sizeof(Hedge__V1__JoinReport *))
+            : NULL;
+
+    if (more == NULL) {
+        pb_free(m);
+        return error_set(e, HEDGE_ENOMEM, "no memory for a report");
+    }
+    p->message = more;
+    p->message[p->n++] = m;
+    return 0;
+}
 
 static struct session *session_find(struct hedge_node *n, uint64_t number)
 {
@@ -53,17 +89,13 @@ static struct session *session_find(struct hedge_node *n, uint64_t number)
     return NULL;
 }
 
-/* The stores of a member whose report has just been accepted. */
-static void enter_stores(struct hedge_node *n, void *arg)
+static void enter_part(struct hedge_node *n, const struct report_task *r,
+                       const Hedge__V1__JoinReport *m)
 {
-    const struct report_task *r = arg;
     struct directory_entry existing;
 
-    if (n->actions.verdict != 0 || r->report.leaving) {
-        return;
-    }
-    for (size_t i = 0; i < r->message->n_stores; i++) {
-        const Hedge__V1__DirectoryEntry *d = r->message->stores[i];
+    for (size_t i = 0; i < m->n_stores; i++) {
+        const Hedge__V1__DirectoryEntry *d = m->stores[i];
         uint64_t generation = d->generation;
 
         if (generation != 0 &&
@@ -72,6 +104,18 @@ static void enter_stores(struct hedge_node *n, void *arg)
                                &existing) == HEDGE_EEXISTS) {
             log_error("node", "store \"%s\" has two owners: %s and %s", d->name,
                       existing.owner, r->report.self.id);
+        }
+    }
+}
+
+/* The stores of a member whose report has just been accepted. */
+static void enter_stores(struct hedge_node *n, void *arg)
+{
+    const struct report_task *r = arg;
+
+    if (n->actions.verdict == 0 && !r->report.leaving) {
+        for (size_t i = 0; i < r->parts.n; i++) {
+            enter_part(n, r, r->parts.message[i]);
         }
     }
 }
@@ -92,16 +136,15 @@ static void on_report(struct hedge_node *n, struct task *t)
         memcpy(s->verdict_text, n->actions.verdict_text,
                sizeof s->verdict_text);
         s->welcome = s->welcome || n->actions.welcome;
-        n->publish = n->publish || n->actions.welcome;
         pthread_cond_broadcast(&n->sessions_changed);
     }
     pthread_mutex_unlock(&n->sessions_lock);
-    pb_free(r->message);
+    parts_release(&r->parts);
 }
 
 static void drop_report(struct task *t)
 {
-    pb_free(container_of(t, struct report_task, task)->message);
+    parts_release(&container_of(t, struct report_task, task)->parts);
 }
 
 struct number_task {
@@ -118,31 +161,31 @@ static void on_stream_broken(struct hedge_node *n, struct task *t)
     node_membership(n, &ev);
 }
 
-/* Hand one report to the loop and wait for its verdict. */
-static int judge(struct hedge_node *n, struct session *s,
-                 Hedge__V1__JoinReport *m, struct hedge_error *e)
+/* Hand one report to the loop and wait for its verdict. Takes the parts. */
+static int judge(struct hedge_node *n, struct session *s, struct parts *parts,
+                 struct hedge_error *e)
 {
     struct report_task *r = task_new(sizeof *r, on_report);
+    const Hedge__V1__JoinReport *m = parts->message[parts->n - 1];
     int verdict;
 
     if (r == NULL) {
-        pb_free(m);
         return error_set(e, HEDGE_ENOMEM, "no memory for a report");
     }
     r->task.drop = drop_report;
     r->session = s->number;
-    r->message = m;
     r->report.wire_version = m->wire_version;
     r->report.block_version = m->block_version;
     r->report.block_size = m->block_size;
     r->report.leaving = m->leaving;
     if (!pb_to_member(m->self, &r->report.self)) {
-        pb_free(m);
         mem_free(r);
         return error_set(e, HEDGE_EPROTO,
                          "a report without a member, or with a text that is "
                          "too long");
     }
+    r->parts = *parts;
+    *parts = (struct parts){.n = 0};
     s->judged = false;
     node_post(n, &r->task);
     pthread_mutex_lock(&n->sessions_lock);
@@ -158,24 +201,46 @@ static int judge(struct hedge_node *n, struct session *s,
     return verdict;
 }
 
-static int receive_reports(struct hedge_node *n, struct session *s,
-                           bool *leaving, struct hedge_error *e)
+/* One report, which may come in several messages. */
+static int receive_report(struct session *s, struct parts *parts,
+                          struct hedge_error *e)
 {
-    for (;;) {
+    bool more = true;
+    int rv = 0;
+
+    while (rv == 0 && more) {
         Hedge__V1__JoinReport *m;
         struct rpc_msg msg;
-        bool last;
-        int rv = rpc_stream_recv(s->stream, RPC_NO_TIMEOUT, &msg, e);
 
+        rv = rpc_stream_recv(s->stream, RPC_NO_TIMEOUT, &msg, e);
         if (rv != 0) {
-            return rv;
+            return rv != HEDGE_EEND || parts->n == 0
+                       ? rv
+                       : error_set(e, HEDGE_EPROTO, "half a report");
         }
         m = pb_from_msg(&hedge__v1__join_report__descriptor, &msg, e);
         if (m == NULL) {
             return HEDGE_EPROTO;
         }
-        last = m->leaving;
-        rv = judge(n, s, m, e);
+        more = m->n_stores > 0 && !m->stores_complete;
+        rv = parts_add(parts, m, e);
+    }
+    return rv;
+}
+
+static int receive_reports(struct hedge_node *n, struct session *s,
+                           bool *leaving, struct hedge_error *e)
+{
+    for (;;) {
+        struct parts parts = {.n = 0};
+        bool last = false;
+        int rv = receive_report(s, &parts, e);
+
+        if (rv == 0) {
+            last = parts.message[parts.n - 1]->leaving;
+            rv = judge(n, s, &parts, e);
+        }
+        parts_release(&parts);
         *leaving = last && rv == 0; /* Otherwise the stream has just broken. */
         if (rv != 0 || last) {
             return rv;
@@ -340,15 +405,17 @@ static void run_dial(struct work *work)
 
 static void start_dial(struct hedge_node *n, const struct membership_dial *d)
 {
-    struct dial_work *w = mem_calloc(1, sizeof *w);
+    struct dial_work *w;
 
-    if (w != NULL) {
-        w->node = n;
-        w->dial = *d;
-        w->token = n->leader_token;
-        if (pool_submit(n->dial_pool, &w->work, run_dial) != 0) {
-            mem_free(w);
-        }
+    /* The membership counts on an outcome of each. */
+    while ((w = mem_calloc(1, sizeof *w)) == NULL) {
+        clock_sleep_ms(NO_MEMORY_MS);
+    }
+    w->node = n;
+    w->dial = *d;
+    w->token = n->leader_token;
+    if (pool_submit(n->dial_pool, &w->work, run_dial) != 0) {
+        mem_free(w); /* The node stops. */
     }
 }
 
@@ -394,6 +461,24 @@ void node_serve_announce(struct hedge_node *n, struct rpc_call *call,
 
 /* --- the member's side --- */
 
+/* What the leader makes of this node; NULL: a member. False: nothing new. */
+static bool set_refused(struct hedge_node *n, int code,
+                        const struct hedge_error *e)
+{
+    bool changed;
+
+    pthread_mutex_lock(&n->pub_lock);
+    changed = e == NULL ? n->refused.code != 0
+                        : strcmp(n->refused.text, e->text) != 0;
+    n->joined = n->joined || e == NULL;
+    error_clear(&n->refused);
+    if (e != NULL) {
+        (void)error_set(&n->refused, code, "%s", e->text);
+    }
+    pthread_mutex_unlock(&n->pub_lock);
+    return changed;
+}
+
 struct link_task {
     struct task task;
     uint64_t token;
@@ -428,27 +513,58 @@ static void on_list(struct hedge_node *n, struct task *t)
     node_membership(n, &ev);
 }
 
-static void forward_list(struct hedge_node *n, Hedge__V1__MembersReply *m)
+/* An error ends the stream: the next one begins with a list. */
+static int forward_list(struct hedge_node *n, Hedge__V1__MembersReply *m,
+                        struct hedge_error *e)
 {
     struct list_task *t;
 
     if (m->n_members > MEMBERSHIP_MAX) {
-        return;
+        return error_set(e, HEDGE_EPROTO, "a list of %zu members",
+                         m->n_members);
     }
     t = task_new(sizeof *t + m->n_members * sizeof t->members[0], on_list);
     if (t == NULL) {
-        return;
+        return error_set(e, HEDGE_ENOMEM, "no memory for the members");
     }
     t->list.token = m->token;
     t->list.version = m->version;
     for (size_t i = 0; i < m->n_members; i++) {
         if (!pb_to_member(m->members[i], &t->members[i])) {
             mem_free(t);
-            return;
+            return error_set(e, HEDGE_EPROTO, "a member that makes no sense");
         }
     }
     t->list.n_members = m->n_members;
+    (void)set_refused(n, 0, NULL);
     node_post(n, &t->task);
+    return 0;
+}
+
+/* All stores in the first report; in several messages when there are many. */
+static int send_stores(struct hedge_node *n, struct rpc_stream *s,
+                       Hedge__V1__JoinReport *m)
+{
+    int rv = stores_report(n, m);
+    Hedge__V1__DirectoryEntry **all = m->stores;
+    size_t count = m->n_stores, at = 0;
+
+    while (rv == 0 && count - at > REPORT_STORES) {
+        m->stores = all + at;
+        m->n_stores = REPORT_STORES;
+        m->stores_complete = false;
+        rv = pb_send(s, &m->base, SEND_MS);
+        at += REPORT_STORES;
+    }
+    if (rv == 0) {
+        m->stores = all + at;
+        m->n_stores = count - at;
+        m->stores_complete = true;
+        rv = pb_send(s, &m->base, SEND_MS);
+    }
+    m->stores = all;
+    m->n_stores = count;
+    return rv;
 }
 
 static int send_report(struct hedge_node *n, struct rpc_stream *s,
@@ -456,7 +572,7 @@ static int send_report(struct hedge_node *n, struct rpc_stream *s,
 {
     Hedge__V1__JoinReport m = HEDGE__V1__JOIN_REPORT__INIT;
     Hedge__V1__Member pb;
-    int rv = 0;
+    int rv;
 
     pb_member(self, &pb);
     m.self = &pb;
@@ -464,12 +580,7 @@ static int send_report(struct hedge_node *n, struct rpc_stream *s,
     m.block_version = BLOCK_VERSION;
     m.block_size = (uint32_t)n->o.block_size;
     m.leaving = leaving;
-    if (first) {
-        rv = stores_report(n, &m);
-    }
-    if (rv == 0) {
-        rv = pb_send(s, &m.base, SEND_MS);
-    }
+    rv = first ? send_stores(n, s, &m) : pb_send(s, &m.base, SEND_MS);
     stores_report_release(&m);
     return rv;
 }
@@ -481,7 +592,6 @@ static int run_stream(struct hedge_node *n, struct uplink *up,
     bool first = true;
     int rv = 0;
 
-    up->stream = s;
     up->report = true;
     while (rv == 0 && !up->connect) {
         struct member self = up->self;
@@ -501,10 +611,7 @@ static int run_stream(struct hedge_node *n, struct uplink *up,
             Hedge__V1__MembersReply *m =
                 pb_from_msg(&hedge__v1__members_reply__descriptor, &msg, e);
 
-            if (m != NULL) {
-                forward_list(n, m);
-            }
-            rv = m == NULL ? HEDGE_EPROTO : 0;
+            rv = m == NULL ? HEDGE_EPROTO : forward_list(n, m, e);
             pb_free(m);
         } else if (rv == HEDGE_ETIMEDOUT) {
             rv = 0;
@@ -514,19 +621,20 @@ static int run_stream(struct hedge_node *n, struct uplink *up,
             break;
         }
     }
-    up->stream = NULL;
     return rv;
 }
 
 static void report_down(struct hedge_node *n, uint64_t token, int status)
 {
-    struct link_task *t = task_new(sizeof *t, on_link_down);
+    struct link_task *t;
 
-    if (t != NULL) {
-        t->token = token;
-        t->status = status;
-        node_post(n, &t->task);
+    /* Or nobody would open the next stream. */
+    while ((t = task_new(sizeof *t, on_link_down)) == NULL) {
+        clock_sleep_ms(NO_MEMORY_MS);
     }
+    t->token = token;
+    t->status = status;
+    node_post(n, &t->task);
 }
 
 /* up->lock held on entry and exit. */
@@ -558,8 +666,12 @@ static void serve_link(struct hedge_node *n, struct uplink *up)
         bool refused =
             rv == HEDGE_EVERSION || rv == HEDGE_EINVAL || rv == HEDGE_EREFUSED;
 
-        log_line(refused ? LOG_ERROR : LOG_INFO, "node",
-                 "%scontrol stream to %s: %s",
+        bool news = refused && set_refused(n, rv, &e);
+
+        log_line(news      ? LOG_ERROR
+                 : refused ? LOG_DEBUG
+                           : LOG_INFO,
+                 "node", "%scontrol stream to %s: %s",
                  refused ? "this node is not in the group: " : "", target,
                  e.text[0] != '\0' ? e.text : hedge_strerror(rv));
         report_down(n, token, rv);

@@ -1,7 +1,8 @@
 /* node_loop.c - the one thread that owns the cluster's state on this node: it
  * feeds the cores (election, membership) and has others carry out what they
  * ask for. Nothing on it blocks. */
-#include "cluster/kv.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks.h"
 #include "cluster/node_internal.h"
 
 #include "store/base/clock.h"
@@ -87,6 +88,21 @@ void node_target(const struct hedge_node *n, const struct member *m,
     }
 }
 
+void node_target_of(struct hedge_node *n, const char *id,
+                    const char *grpc_address, char out[TARGET_SIZE])
+{
+    struct view *v = node_view(n);
+
+    (void)snprintf(out, TARGET_SIZE, "ipv4:%s", grpc_address);
+    for (size_t i = 0; v != NULL && i < v->n; i++) {
+        if (strcmp(v->members[i].id, id) == 0) {
+            node_target(n, &v->members[i], out);
+            break;
+        }
+    }
+    view_unref(v);
+}
+
 static void tell_peer_tier(struct hedge_node *n, const struct view *v)
 {
     struct peer_info *peers = mem_calloc(v->n, sizeof *peers);
@@ -144,6 +160,10 @@ static void publish_election(struct hedge_node *n, bool changed)
     n->hold = election_hold(&n->election);
     n->leader = *election_leader(&n->election);
     n->rounds = election_rounds(&n->election);
+    if (n->hold.token != 0) {
+        n->joined = true;
+        error_clear(&n->refused);
+    }
     if (changed) {
         n->leader_since++;
         pthread_cond_broadcast(&n->pub_changed);
@@ -207,6 +227,10 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
     for (size_t i = 0; i < a->n_changes; i++) {
         const struct membership_change *c = &a->changes[i];
 
+        if (c->type == MEMBERSHIP_LEADER && c->id[0] == '\0') {
+            log_info("node", "there is no leader at present");
+            continue;
+        }
         if (c->type == MEMBERSHIP_LEADER) {
             log_info("node", "leader is now \"%s\" with token %llu", c->id,
                      (unsigned long long)c->token);
@@ -226,6 +250,19 @@ static void tell_changes(struct hedge_node *n, struct membership_actions *a)
         if (n->o.on_member != NULL) {
             n->o.on_member(n->o.data, c->type == MEMBERSHIP_JOIN, c->id);
         }
+    }
+}
+
+static void publish_in_group(struct hedge_node *n)
+{
+    bool now;
+
+    n->superseded = n->superseded || n->actions.superseded;
+    now = membership_is_in_group(n->membership) && !n->superseded;
+    if (atomic_exchange(&n->in_group, now) != now) {
+        pthread_mutex_lock(&n->pub_lock);
+        pthread_cond_broadcast(&n->pub_changed);
+        pthread_mutex_unlock(&n->pub_lock);
     }
 }
 
@@ -249,6 +286,7 @@ void node_membership_then(struct hedge_node *n,
         return;
     }
     tell_changes(n, &n->actions);
+    publish_in_group(n);
     if (fn != NULL) {
         fn(n, arg);
     }
@@ -384,6 +422,7 @@ static void tell_leader(struct hedge_node *n, bool won, uint64_t token,
         ev.token = l->token;
     }
     node_membership(n, &ev);
+    locks_lead(n, n->leader_token);
 }
 
 static void step_election(struct hedge_node *n, const struct election_event *ev)
@@ -489,27 +528,15 @@ static void on_figures(uv_timer_t *t)
     struct hedge_node *n = t->data;
     struct maintain_work *w;
 
+    atomic_store(&n->loop_beat_ms, clock_mono_ms());
     refresh_figures(n);
+    msg_parts_sweep(n->parts);
     w = n->leader_token != 0 ? mem_calloc(1, sizeof *w) : NULL;
     if (w != NULL) {
         w->node = n;
         if (pool_submit(n->dial_pool, &w->work, run_maintain) != 0) {
             mem_free(w);
         }
-    }
-}
-
-/* Nobody is served on the id's own port yet: it is bound, so that no other
- * node takes it, and closed at once to whoever dials it. */
-static void on_connection(uv_poll_t *handle, int status, int events)
-{
-    struct hedge_node *n = handle->data;
-    int fd = accept4(n->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-    (void)status;
-    (void)events;
-    if (fd >= 0) {
-        close(fd);
     }
 }
 
@@ -520,6 +547,7 @@ static void *loop_main(void *arg)
     struct hedge_node *n = arg;
     struct election_event start = {.type = ELECTION_START};
 
+    atomic_store(&n->loop_beat_ms, clock_mono_ms());
     refresh_figures(n);
     step_election(n, &start);
     (void)uv_run(&n->loop, UV_RUN_DEFAULT);
@@ -561,16 +589,14 @@ static int open_loop(struct hedge_node *n)
         return HEDGE_ENOMEM;
     }
     n->loop_open = true;
-    n->mailbox.data = n->timer.data = n->figures.data = n->listener.data = n;
+    n->mailbox.data = n->timer.data = n->figures.data = n;
     if (uv_async_init(&n->loop, &n->mailbox, on_mail) != 0 ||
         uv_timer_init(&n->loop, &n->timer) != 0 ||
-        uv_timer_init(&n->loop, &n->figures) != 0 ||
-        uv_poll_init(&n->loop, &n->listener, n->listen_fd) != 0) {
+        uv_timer_init(&n->loop, &n->figures) != 0 || locks_open(n) != 0) {
         return HEDGE_ENOMEM;
     }
     (void)uv_timer_start(&n->figures, on_figures, n->o.sync_interval_ms,
                          n->o.sync_interval_ms);
-    (void)uv_poll_start(&n->listener, UV_READABLE, on_connection);
     return 0;
 }
 

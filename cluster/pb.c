@@ -32,10 +32,34 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out)
     return 0;
 }
 
+#define UNPACK_BASE ((size_t)1 << 20)
+#define UNPACK_TIMES 10
+
+static void *pb_alloc_bounded(void *ctx, size_t size)
+{
+    size_t *left = ctx;
+
+    if (size > *left) {
+        return NULL;
+    }
+    *left -= size;
+    return mem_alloc(size);
+}
+
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len)
 {
     return protobuf_c_message_unpack(d, &allocator, len, data);
+}
+
+void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
+                     size_t len)
+{
+    size_t left = UNPACK_BASE + UNPACK_TIMES * len;
+    ProtobufCAllocator bounded = {
+        .alloc = pb_alloc_bounded, .free = pb_release, .allocator_data = &left};
+
+    return protobuf_c_message_unpack(d, &bounded, len, data);
 }
 
 void pb_free(void *message)
@@ -45,8 +69,17 @@ void pb_free(void *message)
     }
 }
 
-void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
-                  struct hedge_error *e)
+void pb_drop_bytes(ProtobufCBinaryData *d)
+{
+    mem_free(d->data);
+    d->data = NULL;
+    d->len = 0;
+}
+
+static void *from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                      void *(*unpack)(const ProtobufCMessageDescriptor *d,
+                                      const void *data, size_t len),
+                      struct hedge_error *e)
 {
     size_t len = rpc_msg_left(m);
     unsigned char *data = mem_alloc(len);
@@ -56,7 +89,7 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
         (void)error_set(e, HEDGE_ENOMEM, "no memory for a message");
     } else {
         rpc_msg_read(m, data, len);
-        message = pb_unpack(d, data, len);
+        message = unpack(d, data, len);
         if (message == NULL) {
             (void)error_set(e, HEDGE_EPROTO, "%zu bytes that are no %s", len,
                             d->name);
@@ -65,6 +98,18 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
     mem_free(data);
     rpc_msg_release(m);
     return message;
+}
+
+void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                  struct hedge_error *e)
+{
+    return from_msg(d, m, pb_unpack, e);
+}
+
+void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                       struct hedge_error *e)
+{
+    return from_msg(d, m, pb_unpack_lean, e);
 }
 
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m)
@@ -100,8 +145,10 @@ int pb_call(struct rpc_channel *c, const char *path, const ProtobufCMessage *m,
     return *reply == NULL ? HEDGE_EPROTO : 0;
 }
 
-int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
-            uint64_t timeout_ms)
+static int
+send_with(int (*send)(struct rpc_stream *s, const struct rpc_out *out,
+                      uint64_t timeout_ms),
+          struct rpc_stream *s, const ProtobufCMessage *m, uint64_t timeout_ms)
 {
     struct rpc_out out = {0};
     struct pb_buf buf;
@@ -112,9 +159,21 @@ int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
     }
     out.head = buf.data;
     out.head_len = buf.len;
-    rv = rpc_stream_send(s, &out, timeout_ms);
+    rv = send(s, &out, timeout_ms);
     mem_free(buf.data);
     return rv;
+}
+
+int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms)
+{
+    return send_with(rpc_stream_send, s, m, timeout_ms);
+}
+
+int pb_post(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms)
+{
+    return send_with(rpc_stream_post, s, m, timeout_ms);
 }
 
 /* protobuf-c's strings are not const; what we put there is never changed. */
@@ -274,6 +333,9 @@ int pb_store_info(const struct sos_info *info, char *owner,
     b->info.options = &b->options;
     b->info.writers = info->writers;
     b->info.readers = info->readers;
+    b->info.missing_copies = info->missing_copies;
+    b->info.discarded_blocks = info->discarded_blocks;
+    b->info.discarded_bytes = info->discarded_bytes;
     b->uses = (Hedge__V1__TierUse *)(void *)(b + 1);
     b->pointers = (Hedge__V1__TierUse **)(void *)(b->uses + n);
     b->info.n_tiers = n;

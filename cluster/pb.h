@@ -9,7 +9,7 @@
 #ifndef CLUSTER_PB_H
 #define CLUSTER_PB_H
 
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 #include "cluster/rpc/rpc.h"
 #include "proto/hedge.pb-c.h"
 #include "store/sos.h"
@@ -24,10 +24,18 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out);
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len);
 void pb_free(void *message);
+/* Free the bytes of a field of an unpacked message ahead of the rest. */
+void pb_drop_bytes(ProtobufCBinaryData *d);
 
 /* Unpack a received message and release it. NULL with the text in `e`. */
 void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
                   struct hedge_error *e);
+/* The same two for messages that are no lists: two bytes can stand for an
+ * object of fifty, and what would take many times its size is refused. */
+void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
+                     size_t len);
+void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                       struct hedge_error *e);
 
 /* Answer a call with a message; fails the call when there is no memory. */
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m);
@@ -35,7 +43,9 @@ void pb_reply(struct rpc_call *call, const ProtobufCMessage *m);
 int pb_call(struct rpc_channel *c, const char *path, const ProtobufCMessage *m,
             const ProtobufCMessageDescriptor *reply_type, uint64_t timeout_ms,
             void **reply, struct hedge_error *e);
-/* Send a message without a body. */
+/* Send a message without a body. pb_post(): as rpc_stream_post(). */
+int pb_post(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms);
 int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
             uint64_t timeout_ms);
 

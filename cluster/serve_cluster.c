@@ -59,10 +59,15 @@ void serve_members(struct rpc_call *call, void *ctx, const void *req,
     struct hedge_node *n = ctx;
     struct view *v = node_view(n);
     Hedge__V1__MembersReply *m = NULL;
+    struct hedge_error e = {0};
+    int rv = hedge_node_joined(n, &e);
 
     (void)req;
     (void)len;
-    if (v == NULL || members_message(n, v, &m) != 0) {
+    if (rv != 0 && rv != HEDGE_EAGAIN) {
+        (void)error_prefix(&e, "node %s is", n->id);
+        rpc_fail(call, rv, e.text);
+    } else if (v == NULL || members_message(n, v, &m) != 0) {
         rpc_fail(call, HEDGE_ENOMEM, "no member list");
     } else {
         pb_reply(call, &m->base);
@@ -186,9 +191,13 @@ static void fill_status(struct hedge_node *n, Hedge__V1__StatusReply *m,
     m->mem_reserve = u->arena.reserve;
     m->disk_reserve = n->o.disk_reserve;
     m->message_limit = n->o.message_limit;
+    m->message_used = msg_budget_used(n->messages);
     m->stores = u->stores;
-    m->lend_mem = n->o.lend_mem;
-    m->lend_disk = n->o.lend_disk;
+    m->lend_mem = n->o.lend_mem < u->arena.limit - u->arena.reserve
+                      ? n->o.lend_mem
+                      : u->arena.limit - u->arena.reserve;
+    m->lend_disk =
+        n->o.lend_disk < u->disk.limit ? n->o.lend_disk : u->disk.limit;
 }
 
 void serve_status(struct rpc_call *call, void *ctx, const void *req, size_t len)
@@ -200,6 +209,7 @@ void serve_status(struct rpc_call *call, void *ctx, const void *req, size_t len)
     struct disk_features d = {0};
     struct features f = {.n = 0};
     struct hedge_leader l = {.id = ""};
+    struct hedge_error e = {0};
     struct sos_usage u;
 
     (void)req;
@@ -228,6 +238,9 @@ void serve_status(struct rpc_call *call, void *ctx, const void *req, size_t len)
         m.token = l.token;
     }
     m.leader = l.id;
+    if (hedge_node_joined(n, &e) != 0) {
+        m.outside = e.text;
+    }
     add_feature(&f, "huge pages", u.arena.huge_pages, u.arena.huge_detail);
     if (sos_disk(n->sos) != NULL) {
         disk_features(sos_disk(n->sos), &d);

@@ -1,9 +1,12 @@
 #include "server/options.h"
 
+#include "server/handler_cmd.h"
+
 #include "store/base/error.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -74,16 +77,29 @@ static int parse_block_size(struct options *o, const char *v,
     return 0;
 }
 
+static int parse_line_protocol(struct options *o, const char *v,
+                               struct hedge_error *e)
+{
+    o->node.line_protocol = strcmp(v, "on") == 0;
+    return o->node.line_protocol || strcmp(v, "off") == 0
+               ? 0
+               : error_set(e, HEDGE_EINVAL,
+                           "--line-protocol \"%s\": on or off is wanted", v);
+}
+
 static int parse_config(struct options *o, const char *path,
                         struct hedge_error *e);
 
 #define NODE(field) offsetof(struct options, node.field)
+#define OWN(field) offsetof(struct options, field)
 
 static const struct flag flags[] = {
     {"--listen", TEXT, "HOST:PORT", NODE(listen), NULL,
      "the node's id and address (127.0.0.1:8080); :8080 finds the host"},
     {"--grpc", TEXT, "HOST:PORT", NODE(grpc_address), NULL,
      "gRPC address (same host, port + 1)"},
+    {"--http", TEXT, "HOST:PORT", OWN(http), NULL,
+     "demo endpoints, /metrics, /livez and /readyz (off)"},
     {"--group", TEXT, "NAME", NODE(group), NULL, "the group to join (default)"},
     {"--engine", TEXT, "URL", NODE(engine), NULL,
      "where the lease lives (lmdb:STATE/GROUP/engine)"},
@@ -111,6 +127,15 @@ static const struct flag flags[] = {
      "keep blocks of silent owners for this long (two leases)"},
     {"--io", CUSTOM, "auto|uring|threads", 0, parse_io,
      "how the disk is used (auto)"},
+    {"--leader-handler", TEXT, "CMD", offsetof(struct options, leader_cmd),
+     NULL,
+     "run for each message to the leader: it is CMD's input, the output is "
+     "the reply (ID: MESSAGE)"},
+    {"--broadcast-handler", TEXT, "CMD",
+     offsetof(struct options, broadcast_cmd), NULL,
+     "the same for each broadcast"},
+    {"--line-protocol", CUSTOM, "on|off", 0, parse_line_protocol,
+     "the reference's, on the --listen address (on)"},
     {"--insecure", FLAG, NULL, offsetof(struct options, insecure), NULL,
      "allow addresses that are not loopback, without TLS"},
     {"--config", CUSTOM, "FILE", 0, parse_config,
@@ -121,7 +146,7 @@ static const struct flag flags[] = {
     {"--log-format", CUSTOM, "text|json", 0, parse_log_format,
      "of the log on stderr (text)"},
     {"--version", FLAG, NULL, 0, NULL, "print the version and end"},
-    {"--help", FLAG, NULL, 0, NULL, "print this and end"},
+    {"--help", FLAG, NULL, 0, NULL, "print this and end; -h does the same"},
 };
 #define N_FLAGS (sizeof flags / sizeof flags[0])
 
@@ -299,13 +324,49 @@ static int parse_config(struct options *o, const char *path,
     return rv;
 }
 
+static int check_cmds(const struct options *o, struct hedge_error *e)
+{
+    struct daemon_handlers d;
+    int rv = daemon_handlers_init(&d, o->leader_cmd, o->broadcast_cmd, e);
+
+    if (rv == 0) {
+        daemon_handlers_release(&d);
+    }
+    return rv;
+}
+
+static int check_http(const struct options *o, struct hedge_error *e)
+{
+    char host[UNITS_HOST_MAX];
+    struct in_addr binary;
+    uint16_t port;
+
+    if (o->http != NULL && (!units_parse_address(o->http, false, host, &port) ||
+                            inet_pton(AF_INET, host, &binary) != 1)) {
+        return error_set(e, HEDGE_EINVAL,
+                         "--http \"%s\" is not HOST:PORT with an IPv4 address "
+                         "and a port from 1 to 65535",
+                         o->http);
+    }
+    return 0;
+}
+
 static int check(const struct options *o, struct hedge_error *e)
 {
     char host[UNITS_HOST_MAX];
     uint16_t port;
 
-    for (unsigned i = 0; i < 2; i++) {
-        const char *a = i == 0 ? o->node.listen : o->node.grpc_address;
+    const struct {
+        const char *flag, *address;
+    } table[] = {{"--listen", o->node.listen},
+                 {"--grpc", o->node.grpc_address},
+                 {"--http", o->http}};
+
+    if (check_http(o, e) != 0) {
+        return HEDGE_EINVAL;
+    }
+    for (unsigned i = 0; i < sizeof table / sizeof table[0]; i++) {
+        const char *a = table[i].address;
 
         if (a != NULL && units_parse_address(a, false, host, &port) &&
             strncmp(host, "127.", 4) != 0 && !o->insecure) {
@@ -313,10 +374,10 @@ static int check(const struct options *o, struct hedge_error *e)
                              "%s %s is not a loopback address: without TLS "
                              "whoever reaches it can read and write "
                              "everything; --insecure allows it",
-                             i == 0 ? "--listen" : "--grpc", a);
+                             table[i].flag, a);
         }
     }
-    return 0;
+    return check_cmds(o, e);
 }
 
 int options_parse(int argc, char **argv, struct options *out,
@@ -329,7 +390,10 @@ int options_parse(int argc, char **argv, struct options *out,
     out->node.sync_interval_ms = 1000;
     out->log_level = LOG_INFO;
     for (int i = 1; i < argc && rv > 0; i += rv) {
-        if (strncmp(argv[i], "--", 2) != 0) {
+        if (strcmp(argv[i], "-h") == 0) {
+            out->action = OPTIONS_HELP;
+            rv = 1;
+        } else if (strncmp(argv[i], "--", 2) != 0) {
             rv = error_set(e, HEDGE_EINVAL,
                            "\"%s\" is not a flag; hedged --help lists them",
                            argv[i]);

@@ -22,9 +22,11 @@ enum options_action {
 
 struct options {
     struct hedge_options node;
+    const char *http; /* NULL: none. */
     enum log_level log_level;
     bool log_json;
     bool insecure;
+    const char *leader_cmd, *broadcast_cmd; /* NULL: none. */
     enum options_action action;
     char *texts[32]; /* What `node` points to. */
     unsigned n_texts;

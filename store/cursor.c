@@ -14,8 +14,14 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SLOTS 16
-#define OWN_BLOCKS 2 /* What a reader is sure to have. */
+/* So far a reader fetches ahead where there is memory for it. A virtual disk
+ * may report what it has done only once it has done all there was to do: then
+ * its queue is empty until the reader comes round, and only length makes up for
+ * that. */
+#define SLOTS 64
+#define SLOTS_FIRST 8  /* While nothing has been delivered. */
+#define SLOTS_PEERS 16 /* Where the block is on another node. */
+#define OWN_BLOCKS 2   /* What a reader is sure to have. */
 #define WAIT_STEP_MS 50
 /* How long a claim waits for what is still being read ahead. */
 #define CLAIM_TRIES 50
@@ -36,6 +42,8 @@ struct cursor {
     bool manual;    /* Discard by sos_source_done() only. */
     uint64_t next;  /* Ordinal to be delivered next. */
     uint64_t ahead; /* Ordinal to be fetched next; slot = ordinal % SLOTS. */
+    unsigned reach; /* How far to fetch ahead by now. */
+    uint64_t half;  /* Of the node's memory, in blocks. */
     uint32_t last_writer; /* Of the block before that one. */
     struct fetch slots[SLOTS];
     struct fetch extra;    /* A continuation out of turn. */
@@ -84,24 +92,44 @@ static bool may_fetch_own(const struct cursor *c)
     return n + 1 < OWN_BLOCKS;
 }
 
+/* Readers share half of the memory evenly: who comes first would take all that
+ * is spare. */
+static unsigned reach_of(const struct cursor *c)
+{
+    uint64_t fair = c->half / atomic_load(&c->store->sos->n_cursors);
+
+    fair = fair > OWN_BLOCKS ? fair : OWN_BLOCKS;
+    return fair < c->reach ? (unsigned)fair : c->reach;
+}
+
+/* store->lock held. Peers have short windows, and what waits for long is given
+ * up. */
+static bool in_reach(const struct cursor *c, const struct catalog_entry *e)
+{
+    return e->n_copies == 0 || e->copies[0].where != CATALOG_PEER ||
+           e->ordinal < c->next + SLOTS_PEERS;
+}
+
 /* store->lock held. Fill the ring as far as memory allows. */
 static void read_ahead(struct cursor *c)
 {
     struct sos_store *store = c->store;
+    unsigned reach = reach_of(c);
     struct catalog_entry e;
 
     if (c->ahead < c->next) {
         c->ahead = c->next;
     }
-    while (c->ahead < store->next_ordinal && c->ahead < c->next + SLOTS) {
+    while (c->ahead < store->next_ordinal && c->ahead < c->next + reach) {
         struct fetch *f = slot_of(c, c->ahead);
 
         if (!f->used &&
             catalog_get_ordinal(store->sos->catalog, store->generation,
                                 c->ahead, &e) == 0) {
             if (worth_fetching(&e, c->last_writer) &&
-                !fetch_open(f, &e,
-                            may_fetch_own(c) ? ARENA_READ : ARENA_AHEAD)) {
+                (!in_reach(c, &e) ||
+                 !fetch_open(f, &e,
+                             may_fetch_own(c) ? ARENA_READ : ARENA_AHEAD))) {
                 return;
             }
             c->last_writer = e.id.writer;
@@ -460,6 +488,7 @@ static void advance(struct cursor *c, const struct step *step,
         seg->start = middle ? e->raw_len : e->first;
         seg->stop = e->raw_len;
         c->next++;
+        c->reach += c->reach < SLOTS;
         remember(c, step->keep ? NULL : &e->id);
     } else {
         goes_on = goes_on && middle;
@@ -541,6 +570,8 @@ static int cursor_next(struct source *base, uint64_t timeout_ms,
     c->wanted = NULL;
     if (rv == 0) {
         advance(c, &step, seg);
+        count_add(&store->sos->counts.blocks_delivered, 1);
+        count_add(&store->sos->counts.bytes_delivered, seg->header.raw_len);
     }
     pthread_mutex_unlock(&store->lock);
     return rv;
@@ -553,6 +584,7 @@ static void cursor_free(struct source *base)
 
     pthread_mutex_lock(&store->sos->cursors_lock);
     list_remove(&c->link);
+    atomic_fetch_sub(&store->sos->n_cursors, 1);
     pthread_mutex_unlock(&store->sos->cursors_lock);
     pthread_mutex_lock(&store->lock);
     give_back_current(c);
@@ -563,6 +595,10 @@ static void cursor_free(struct source *base)
     store->readers--;
     store_idle_check(store);
     pthread_mutex_unlock(&store->lock);
+    if (c->options.discard) {
+        atomic_fetch_sub(&store->drain.readers, 1);
+        atomic_fetch_sub(&store->sos->drain.readers, 1);
+    }
     arena_unclaim(store->sos->arena, ARENA_READ, OWN_BLOCKS);
     mem_free(c);
     sos_store_unref(store);
@@ -576,14 +612,14 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
 {
     struct sos *s = store->sos;
     struct cursor *c = mem_calloc(1, sizeof *c);
+    struct arena_use u;
 
     *out = NULL;
     if (c == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a reader");
     }
+    arena_use(s->arena, &u);
     if (!cursors_claim(s, ARENA_READ, OWN_BLOCKS)) {
-        struct arena_use u;
-
         mem_free(c);
         arena_use(s->arena, &u);
         return error_set(e, HEDGE_EBUSY,
@@ -598,6 +634,8 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     c->store = store;
     c->options = *o;
     c->frozen_end = UINT64_MAX;
+    c->reach = SLOTS_FIRST;
+    c->half = u.limit / s->block_size / 2;
     for (unsigned i = 0; i < SLOTS; i++) {
         c->slots[i].store = store;
         list_init(&c->slots[i].link);
@@ -610,7 +648,13 @@ int sos_source_open(struct sos_store *store, const struct sos_read_options *o,
     pthread_mutex_unlock(&store->lock);
     pthread_mutex_lock(&s->cursors_lock);
     list_push(&s->cursors, &c->link);
+    atomic_fetch_add(&s->n_cursors, 1);
     pthread_mutex_unlock(&s->cursors_lock);
+    if (o->discard) {
+        atomic_fetch_add(&store->drain.readers, 1);
+        atomic_fetch_add(&s->drain.readers, 1);
+        drain_note(store);
+    }
     *out = &c->base;
     return 0;
 }

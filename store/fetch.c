@@ -33,12 +33,20 @@ static int read_status(int status)
                : status;
 }
 
+static struct tier *fetch_tier(const struct fetch *f)
+{
+    struct sos *s = f->store->sos;
+
+    return f->entry.copies[f->copy].where == CATALOG_DISK ? s->disk : s->remote;
+}
+
 static void on_get(struct tier_req *req)
 {
     struct fetch *f = req->ctx;
     struct sos_store *store = f->store;
 
     pthread_mutex_lock(&store->lock);
+    tier_count(fetch_tier(f), req, false); /* A discard replaces the entry. */
     list_remove(&f->link);
     f->loading = false;
     f->failed = req->status != 0;
@@ -52,9 +60,7 @@ static void on_get(struct tier_req *req)
 /* store->lock held. Start reading copy f->copy into f->block. */
 static void fetch_start(struct fetch *f)
 {
-    struct sos *s = f->store->sos;
     const struct catalog_copy *copy = &f->entry.copies[f->copy];
-    struct tier *tier = copy->where == CATALOG_DISK ? s->disk : s->remote;
     int rv;
 
     memset(&f->req, 0, sizeof f->req);
@@ -68,7 +74,8 @@ static void fetch_start(struct fetch *f)
     f->failed = f->verified = false;
     f->loading = true;
     list_push(&f->store->fetches, &f->link);
-    rv = tier_get(tier, &f->req); /* 0: the request is the tier's from here. */
+    rv = tier_get(fetch_tier(f),
+                  &f->req); /* 0: the request is the tier's from here. */
     if (rv != 0) {
         f->req.status = rv;
         list_remove(&f->link);
@@ -85,7 +92,7 @@ bool fetch_open(struct fetch *f, const struct catalog_entry *e,
 
     assert(!f->used && e->n_copies > 0);
     f->entry = *e;
-    f->copy = 0;
+    f->copy = f->n_tried = 0;
     f->failed = f->loading = f->verified = f->own = false;
     if (e->copies[0].where == CATALOG_MEMORY) {
         /* If it leaves or is discarded meanwhile it becomes the reader's. */
@@ -156,19 +163,53 @@ static int fetch_verify(struct fetch *f, struct hedge_error *e)
     return rv;
 }
 
-/* The next copy, if there is one and nobody has discarded the block. */
+static bool was_tried(const struct fetch *f, const struct catalog_copy *copy)
+{
+    for (unsigned i = 0; i < f->n_tried; i++) {
+        const struct catalog_copy *t = &f->tried[i];
+
+        if (t->where == copy->where && t->place.addr == copy->place.addr &&
+            t->place.unit == copy->place.unit) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* store->lock held. A copy to be read that has not failed; n_copies: none. */
+static unsigned next_copy(const struct fetch *f, const struct catalog_entry *e)
+{
+    unsigned i = 0;
+
+    while (i < e->n_copies && (e->copies[i].where == CATALOG_MEMORY ||
+                               was_tried(f, &e->copies[i]))) {
+        i++;
+    }
+    return i;
+}
+
+/* Another copy, of those there are by now, if nobody has discarded the block:
+ * one may have been made again while the first was waited for. */
 static bool fetch_again(struct fetch *f)
 {
     struct sos_store *store = f->store;
     struct catalog_entry e;
-    bool again;
+    bool again = false;
+    unsigned i;
 
+    if (f->n_tried == sizeof f->tried / sizeof f->tried[0]) {
+        return false;
+    }
+    f->tried[f->n_tried++] = f->entry.copies[f->copy];
     pthread_mutex_lock(&store->lock);
-    again = f->copy + 1 < f->entry.n_copies &&
-            catalog_get(store->sos->catalog, &f->entry.id, &e) == 0;
-    if (again) {
-        f->copy++;
-        fetch_start(f);
+    if (catalog_get(store->sos->catalog, &f->entry.id, &e) == 0) {
+        i = next_copy(f, &e);
+        again = i < e.n_copies;
+        if (again) {
+            f->entry = e;
+            f->copy = i;
+            fetch_start(f);
+        }
     }
     pthread_mutex_unlock(&store->lock);
     return again;

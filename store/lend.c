@@ -259,10 +259,11 @@ static void on_lent_to_disk(struct tier_req *tier_req)
     size_t padded = disk_padded(s->disk, tier_req->len);
     struct part *p = req->part;
 
+    tier_count(s->disk, tier_req, true);
     pthread_mutex_lock(&s->lend_lock);
     req->status = tier_req->status;
     if (req->status == HEDGE_ENOSPC) {
-        (void)refuse(s, req->status, &req->error);
+        req->status = refuse(s, HEDGE_EREFUSED, &req->error);
     } else if (req->status != 0) {
         req->error = tier_req->error;
     } else if (p->dead) {
@@ -318,9 +319,9 @@ static int store_on_disk(struct sos *s, struct part *p, uint64_t limit,
         s->disk_lent -= padded;
         p->disk_used -= padded;
         p->inflight--;
-        (void)(rv == HEDGE_ENOSPC ? refuse(s, rv, &req->error)
-                                  : error_set(&req->error, rv, "disk of %s: %s",
-                                              s->node, hedge_strerror(rv)));
+        rv = rv == HEDGE_ENOSPC ? refuse(s, HEDGE_EREFUSED, &req->error)
+                                : error_set(&req->error, rv, "disk of %s: %s",
+                                            s->node, hedge_strerror(rv));
     }
     return rv;
 }
@@ -427,6 +428,7 @@ static int read_disk(struct sos *s, const struct catalog_entry *entry,
             pthread_cond_wait(&w.done, &w.lock);
         }
         pthread_mutex_unlock(&w.lock);
+        tier_count(s->disk, &req, false);
         rv = req.status;
         if (rv != 0 && e != NULL) {
             *e = req.error;
@@ -624,4 +626,17 @@ void lend_release(struct sos *s)
         part_kill(s, p, "this node stops");
     }
     pthread_mutex_unlock(&s->lend_lock);
+}
+
+unsigned lend_parts(struct sos *s)
+{
+    struct list *l;
+    unsigned n = 0;
+
+    pthread_mutex_lock(&s->lend_lock);
+    list_foreach (l, &s->parts) {
+        n++;
+    }
+    pthread_mutex_unlock(&s->lend_lock);
+    return n;
 }

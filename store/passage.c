@@ -11,6 +11,7 @@
  * the threads that reap the requests; none of its steps blocks. */
 #include "store/passage_internal.h"
 
+#include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -42,7 +43,7 @@ struct passages {
     pthread_cond_t freed;
     struct list free;
     struct list homeless; /* Nobody took them; tried again now and then. */
-    struct list waiting;  /* Active, until dead stores have been buried. */
+    struct list waiting;  /* Active; room is being made. */
     unsigned inflight;
     struct passage all[PASSAGES_MAX];
 };
@@ -77,6 +78,19 @@ void passages_free(struct passages *p)
     pthread_cond_destroy(&p->freed);
     pthread_mutex_destroy(&p->lock);
     mem_free(p);
+}
+
+void passages_use(struct passages *p, unsigned *inflight, unsigned *homeless)
+{
+    struct list *l;
+
+    *homeless = 0;
+    pthread_mutex_lock(&p->lock);
+    *inflight = p->inflight;
+    list_foreach (l, &p->homeless) {
+        (*homeless)++;
+    }
+    pthread_mutex_unlock(&p->lock);
 }
 
 /* Waits for one of the passages under way to end when all are in use. NULL
@@ -158,11 +172,15 @@ static void passage_leave(struct passage *p, bool homeless)
 /* store->lock held. The catalog has the new copies in place of the old. */
 static void settle_counts(struct passage *p, const struct catalog_entry *old)
 {
-    for (unsigned i = 0; i < old->n_copies; i++) {
-        use_add(p->store, old, &old->copies[i], -1);
-    }
-    for (unsigned i = 0; i < p->entry.n_copies; i++) {
-        use_add(p->store, &p->entry, &p->entry.copies[i], 1);
+    struct uses *all[] = {&p->store->uses, &p->sink->uses};
+
+    for (unsigned k = 0; k < 2; k++) {
+        for (unsigned i = 0; i < old->n_copies; i++) {
+            use_add(p->store->sos, all[k], old, &old->copies[i], -1);
+        }
+        for (unsigned i = 0; i < p->entry.n_copies; i++) {
+            use_add(p->store->sos, all[k], &p->entry, &p->entry.copies[i], 1);
+        }
     }
 }
 
@@ -256,18 +274,13 @@ static void passage_home(struct passage *p)
 {
     struct sos_store *store = p->store;
     struct sos *s = store->sos;
-    unsigned had = p->entry.n_copies, wanted = store->options.replicas;
+    unsigned had = p->entry.n_copies;
     struct hedge_error why = p->req.error;
     struct catalog_entry e;
     bool there = catalog_get(s->catalog, &p->entry.id, &e) != HEDGE_ENOTFOUND;
 
-    if (wanted > 1) {
-        (void)error_set(&why, HEDGE_EFULL,
-                        "%u copies on as many nodes are wanted, %u could be "
-                        "made: %.400s",
-                        wanted, had == 0 ? 1 : had, p->req.error.text);
-    }
     if (there && !store->dead) {
+        p->sink->short_of_copies = describe_copies(store, had, &why);
         sink_fail(p->sink, HEDGE_EFULL, why.text);
     }
     if (had > 0 || !there) {
@@ -289,6 +302,8 @@ static void on_put(struct tier_req *req)
     bool exhausted = false;
 
     assert(p->magic == PASSAGE_MAGIC);
+    tier_count(p->tried_disk ? store->sos->remote : store->sos->disk, req,
+               true);
     if (req->status == 0) {
         struct catalog_copy *copy = &p->entry.copies[p->entry.n_copies++];
 
@@ -348,13 +363,36 @@ static bool submit_disk(struct passage *p)
     return false;
 }
 
+static bool drains(const struct sos *s, struct drain *d)
+{
+    uint64_t last = atomic_load(&d->last_ms);
+    uint64_t patience =
+        atomic_load(&d->readers) > 0 ? s->drain_ms : DRAIN_LAST(s->drain_ms);
+
+    return last != 0 && clock_mono_ms() - last < patience;
+}
+
+/* Do readers that discard make room for this block? Under limits of its own
+ * it is not helped by what other stores give back. */
+static bool is_drained_for(struct passage *p)
+{
+    const struct sos_store_options *o = &p->store->options;
+    bool own = o->mem_limit != 0 || o->disk_limit != 0;
+    struct catalog_entry e;
+
+    return !atomic_load(&p->store->sos->hurry) &&
+           drains(p->store->sos,
+                  own ? &p->store->drain : &p->store->sos->drain) &&
+           catalog_get(p->store->sos->catalog, &p->id, &e) == 0;
+}
+
 /* Wait for the janitor while it, or readers, are about to make room. */
 static bool passage_waits(struct passage *p)
 {
     struct passages *all = p->store->sos->passages;
 
     if (atomic_load(&p->store->sos->n_burying) == 0 &&
-        (!p->more_soon || p->waited)) {
+        (!p->more_soon || p->waited) && !is_drained_for(p)) {
         return false;
     }
     p->waited = true;
@@ -362,6 +400,24 @@ static bool passage_waits(struct passage *p)
     list_push(&all->waiting, &p->link);
     pthread_mutex_unlock(&all->lock);
     return true;
+}
+
+/* Of the whole group; what is full counts. */
+static unsigned count_nodes(struct sos *s)
+{
+    if (s->remote == NULL) {
+        return 1;
+    }
+    return 1 + (s->remote->ops->nodes != NULL ? s->remote->ops->nodes(s->remote)
+                                              : 1);
+}
+
+/* Are there as many nodes as copies are wanted? */
+static bool may_be_enough(const struct passage *p)
+{
+    unsigned wanted = p->store->options.replicas;
+
+    return wanted == 1 || count_nodes(p->store->sos) >= wanted;
 }
 
 /* Ask the next tier, or end the passage; exhausted: no peer has room. */
@@ -375,16 +431,15 @@ static void passage_step(struct passage *p, bool exhausted)
         return;
     }
     p->tried_disk = true;
-    if (!enough && !exhausted && s->remote != NULL &&
+    if (!enough && !exhausted && s->remote != NULL && !store->options.local &&
         tier_put(s->remote, &p->req) == 0) {
         return;
     }
-    if (!enough && p->entry.n_copies == 0) {
-        if (passage_stays(p)) {
-            enough = store->options.replicas == 1;
-        } else if (passage_waits(p)) {
-            return;
-        }
+    if (!enough && p->entry.n_copies == 0 && passage_stays(p)) {
+        enough = store->options.replicas == 1;
+    }
+    if (!enough && may_be_enough(p) && passage_waits(p)) {
+        return;
     }
     if (!enough) {
         describe_limits(store, &p->req.error);
@@ -406,9 +461,10 @@ void describe_limits(struct sos_store *store, struct hedge_error *e)
     char own[96] = "", peers[HEDGE_ERROR_TEXT_MAX];
 
     (void)snprintf(peers, sizeof peers, "%s",
-                   s->remote == NULL    ? "there are no other nodes"
-                   : e->text[0] != '\0' ? e->text
-                                        : "no other node took it");
+                   s->remote == NULL      ? "there are no other nodes"
+                   : store->options.local ? "other nodes are not asked"
+                   : e->text[0] != '\0'   ? e->text
+                                          : "no other node took it");
     if (o->mem_limit != 0 || o->disk_limit != 0) {
         (void)snprintf(own, sizeof own,
                        " (per node it may use memory %s, disk %s; 0 = any)",
@@ -418,6 +474,30 @@ void describe_limits(struct sos_store *store, struct hedge_error *e)
     (void)error_set(e, HEDGE_EFULL,
                     "no room for store \"%.64s\"%s: %.64s: %s; %.300s",
                     store->name, own, s->node, room_text(s, room), peers);
+}
+
+bool describe_copies(struct sos_store *store, unsigned had,
+                     struct hedge_error *e)
+{
+    unsigned wanted = store->options.replicas, nodes = count_nodes(store->sos);
+    struct hedge_error last = *e;
+
+    if (wanted == 1) {
+        return false;
+    }
+    had = had == 0 ? 1 : had; /* It is here. */
+    if (nodes < wanted) {
+        (void)error_set(e, HEDGE_EFULL,
+                        "store \"%.64s\": %u copies on as many nodes are "
+                        "wanted, %u could be made: the group has %u node%s",
+                        store->name, wanted, had, nodes, nodes == 1 ? "" : "s");
+    } else {
+        (void)error_set(e, HEDGE_EFULL,
+                        "%u copies on as many nodes are wanted, %u could be "
+                        "made on the %u there are: %.380s",
+                        wanted, had, nodes, last.text);
+    }
+    return true;
 }
 
 void passage_start(struct passage *p, struct sos_sink *sink,
@@ -446,10 +526,11 @@ void passage_start(struct passage *p, struct sos_sink *sink,
     passage_step(p, false);
 }
 
-void passages_retry(struct sos *s)
+bool passages_retry(struct sos *s)
 {
     struct passages *all = s->passages;
     struct list waited, *l, *tmp;
+    bool soon;
 
     list_init(&waited);
     pthread_mutex_lock(&all->lock);
@@ -471,6 +552,10 @@ void passages_retry(struct sos *s)
         p->tried_disk = p->stays;
         passage_step(p, false);
     }
+    pthread_mutex_lock(&all->lock);
+    soon = !list_empty(&all->waiting);
+    pthread_mutex_unlock(&all->lock);
+    return soon;
 }
 
 void passages_purge(struct sos *s, struct sos_store *store)

@@ -9,11 +9,16 @@ struct passage;
 
 struct sos_sink {
     struct sink base;
+    struct list link; /* sos_store.sinks */
     struct sos_store *store;
     struct tally tally;
     atomic_bool in_fill;      /* Its block leaves from where it was filled. */
+    uint64_t waited_ns;       /* For room, and not used to encode since. */
     unsigned inflight;        /* Under store->lock, as is the rest. */
+    struct uses uses;         /* Where its blocks have gone. */
     bool homed;               /* Its claim has become a block's home. */
+    bool told;                /* A call of the writer has met `failed`. */
+    bool short_of_copies;     /* Fewer than the store wants. */
     struct hedge_error error; /* Why base.failed is set. */
 };
 
@@ -38,5 +43,9 @@ bool stay_in_memory(struct sos_store *store, void *block, size_t len);
 /* What the people who wait for room should know; whatever the last tier said
  * follows. */
 void describe_limits(struct sos_store *store, struct hedge_error *e);
+/* The same of a block of which only `had` copies could be made, if that is
+ * what is wrong. True: so it is. */
+bool describe_copies(struct sos_store *store, unsigned had,
+                     struct hedge_error *e);
 
 #endif

@@ -99,6 +99,7 @@ static int put_copy(struct repair *r, struct sos_store *store,
         pthread_cond_wait(&r->wake, &r->lock);
     }
     pthread_mutex_unlock(&r->lock);
+    tier_count(r->sos->remote, &req, true);
     memset(out, 0, sizeof *out);
     out->where = CATALOG_PEER;
     out->place = req.place;
@@ -111,26 +112,30 @@ static void enter_copy(struct sos_store *store, const struct block_id *id,
 {
     struct sos *s = store->sos;
     struct catalog_entry now;
+    struct catalog_copy lost;
     bool entered = false;
 
     pthread_mutex_lock(&store->lock);
     if (!store->dead && catalog_get(s->catalog, id, &now) == 0) {
         for (unsigned i = 0; i < now.n_copies && !entered; i++) {
             if (is_lost(s, &now.copies[i])) {
-                struct catalog_copy lost = now.copies[i];
-
+                lost = now.copies[i];
                 now.copies[i] = *copy;
                 entered = catalog_put(s->catalog, &now) == 0;
                 if (entered) {
-                    use_add(store, &now, &lost, -1);
-                    use_add(store, &now, copy, 1);
-                    /* Should its node come back with it after all. */
-                    copy_drop(s, &now, &lost);
+                    use_add(s, &store->uses, &now, &lost, -1);
+                    use_add(s, &store->uses, &now, copy, 1);
                 }
             }
         }
     }
-    if (!entered) {
+    while (entered && fetch_of(store, id) != NULL) {
+        pthread_cond_wait(&store->changed, &store->lock); /* It is read. */
+    }
+    if (entered) {
+        /* Should its node come back with it after all. */
+        copy_drop(s, &now, &lost);
+    } else {
         tier_drop(s->remote, id, &copy->place, len);
     }
     pthread_mutex_unlock(&store->lock);
@@ -211,9 +216,11 @@ static void repair_store(void *ctx, struct sos_store *store)
 
 static void run_round(struct repair *r, struct round *round)
 {
+    unsigned missing = round->missing;
+
     *round = (struct round){.repair = r};
     round->missing += sos_each(r->sos, repair_store, round) != 0;
-    if (round->made > 0 || round->missing > 0) {
+    if (round->made > 0 || round->missing != missing) {
         log_warn("sos", "%u lost copies made again, %u could not be",
                  round->made, round->missing);
     }

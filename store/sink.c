@@ -2,15 +2,20 @@
  * and kept in memory or sent on their way. */
 #include "store/passage_internal.h"
 
+#include "store/base/clock.h"
 #include "store/base/mem.h"
 
 #include <string.h>
 
 #define WAIT_STEP_MS 50
+#define WAITED_MAX_NS 50000000u /* More than encoding a block takes. */
 
 void sink_fail(struct sos_sink *sink, int code, const char *text)
 {
     if (atomic_load(&sink->base.failed) == 0) {
+        if (code == HEDGE_EFULL) {
+            count_add(&sink->store->sos->counts.writers_full, 1);
+        }
         (void)error_set(&sink->error, code, "%s", text);
         atomic_store(&sink->base.failed, code);
     }
@@ -48,6 +53,13 @@ void sos_sink_error(struct sink *base, struct hedge_error *out)
     (void)sink_status(sink_of(base), out);
 }
 
+/* The writer asks because one of its calls is about to fail. */
+static void sink_why(struct sink *base, struct hedge_error *out)
+{
+    sink_of(base)->told = true;
+    (void)sink_status(sink_of(base), out);
+}
+
 /* The one block a writer has claimed is still on its way. */
 static void wait_filled(struct sos_sink *sink)
 {
@@ -62,10 +74,19 @@ static void wait_filled(struct sos_sink *sink)
     }
 }
 
+/* Waiting is remembered for a while only: the tier may be faster by then. */
+static void has_waited(struct sos_sink *sink, uint64_t since_ns)
+{
+    uint64_t ns = sink->waited_ns + clock_mono_ns() - since_ns;
+
+    sink->waited_ns = ns < WAITED_MAX_NS ? ns : WAITED_MAX_NS;
+}
+
 static int sink_block(struct sink *base, void **block, struct hedge_error *e)
 {
     struct sos_sink *sink = sink_of(base);
     struct sos *s = sink->store->sos;
+    uint64_t start = clock_mono_ns();
 
     *block = NULL;
     wait_filled(sink);
@@ -73,6 +94,7 @@ static int sink_block(struct sink *base, void **block, struct hedge_error *e)
         int rv = sink_status(sink, e);
 
         if (rv != 0) {
+            sink->told = true;
             return rv;
         }
         if (sink->store->dead) {
@@ -83,6 +105,7 @@ static int sink_block(struct sink *base, void **block, struct hedge_error *e)
         *block =
             arena_alloc_wait(s->arena, ARENA_FILL, s->block_size, WAIT_STEP_MS);
         if (*block != NULL) {
+            has_waited(sink, start);
             return 0;
         }
     }
@@ -99,13 +122,15 @@ static void sink_back(struct sink *base, void *block)
 static void move_out(struct sos_sink *sink, void *block)
 {
     struct arena *arena = sink->store->sos->arena;
+    uint64_t start = clock_mono_ns();
 
     while (!arena_move_wait(arena, block, ARENA_OUT, WAIT_STEP_MS)) {
         if (sink->store->dead || !arena_passing(arena, ARENA_OUT)) {
             sink->in_fill = true;
-            return;
+            break;
         }
     }
+    has_waited(sink, start);
 }
 
 static void fill_entry(struct catalog_entry *e, const struct block_header *h)
@@ -155,10 +180,14 @@ static int publish(struct sos_sink *sink, struct catalog_entry *e,
         }
     }
     if (rv == 0) {
+        count_add(&store->sos->counts.blocks_sealed, 1);
+        count_add(&store->sos->counts.bytes_sealed, h->raw_len);
         store->next_ordinal++;
         sink->tally = tally;
         store->states[h->id.writer].open_sequence = tally.open_sequence;
-        use_add(store, e, copy, 1);
+        store->n_blocks++;
+        use_add(store->sos, &store->uses, e, copy, 1);
+        use_add(store->sos, &sink->uses, e, copy, 1);
         if (leaves) {
             store->inflight++;
             sink->inflight++;
@@ -179,6 +208,7 @@ static void tell_full(struct sos_sink *sink)
 
     describe_limits(sink->store, &why);
     pthread_mutex_lock(&sink->store->lock);
+    sink->short_of_copies = describe_copies(sink->store, 1, &why);
     sink_fail(sink, HEDGE_EFULL, why.text);
     pthread_mutex_unlock(&sink->store->lock);
 }
@@ -245,13 +275,17 @@ static bool keep_or_encode(struct sos_sink *sink, void *block,
         }
         encode = o->compression == SOS_COMPRESS_AUTO &&
                  encoders_pay(s->encoders, block_payload(block), h->raw_len,
-                              meter_rate(&s->leaving));
+                              meter_rate(&s->leaving), sink->waited_ns);
         if (!encode) {
             return false;
         }
     }
     if (h->codec == BLOCK_RAW) {
+        uint64_t start = clock_mono_ns(), ns;
+
         (void)encoders_run(s->encoders, o->level, block, h);
+        ns = clock_mono_ns() - start;
+        sink->waited_ns -= ns < sink->waited_ns ? ns : sink->waited_ns;
     }
     return sink_keeps(sink, block, block_len(h));
 }
@@ -305,10 +339,8 @@ static int sink_put(struct sink *base, void *block,
     return 0;
 }
 
-static const struct sink_ops sos_sink_ops = {.block = sink_block,
-                                             .put = sink_put,
-                                             .back = sink_back,
-                                             .why = sos_sink_error};
+static const struct sink_ops sos_sink_ops = {
+    .block = sink_block, .put = sink_put, .back = sink_back, .why = sink_why};
 
 /* store->lock held. */
 static int register_writer(struct sos_store *store, uint32_t *id,
@@ -374,8 +406,12 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
         mem_free(sink);
         return refuse_busy(s, e);
     }
+    tally_init(&sink->tally);
     pthread_mutex_lock(&store->lock);
     rv = register_writer(store, &sink->base.writer, e);
+    if (rv == 0) {
+        list_push(&store->sinks, &sink->link);
+    }
     pthread_mutex_unlock(&store->lock);
     if (rv != 0) {
         arena_unclaim(s->arena, ARENA_FILL, 1);
@@ -387,7 +423,6 @@ int sos_sink_open(struct sos_store *store, struct sink **out,
     sink->base.generation = store->generation;
     sink->base.block_size = s->block_size;
     sink->store = store;
-    tally_init(&sink->tally);
     *out = &sink->base;
     return 0;
 }
@@ -397,6 +432,19 @@ static void wait_settled(struct sos_sink *sink)
 {
     while (sink->inflight > 0) {
         pthread_cond_wait(&sink->store->changed, &sink->store->lock);
+    }
+}
+
+/* store->lock held. */
+static void drop_counts(struct sos_sink *sink, const struct block_id *id)
+{
+    struct sos *s = sink->store->sos;
+    struct catalog_entry e;
+
+    if (catalog_get(s->catalog, id, &e) == 0) {
+        for (unsigned i = 0; i < e.n_copies; i++) {
+            use_add(s, &sink->uses, &e, &e.copies[i], -1);
+        }
     }
 }
 
@@ -413,6 +461,7 @@ static void drop_unfinished(struct sos_sink *sink)
     }
     for (id.sequence = sink->tally.open_sequence + 1;
          id.sequence < sink->tally.next_sequence; id.sequence++) {
+        drop_counts(sink, &id);
         store_discard(store, &id, true);
     }
 }
@@ -426,6 +475,7 @@ static void unregister_writer(struct sos_sink *sink, bool aborted)
     store->states[sink->base.writer].ended = true;
     store->aborted = store->aborted || aborted;
     store->writers--;
+    list_remove(&sink->link);
     store_idle_check(store);
     pthread_cond_broadcast(&store->changed);
 }
@@ -437,23 +487,37 @@ static void sink_free(struct sos_sink *sink)
     if (!sink->homed) {
         arena_unclaim(store->sos->arena, ARENA_FILL, 1);
     }
+    mem_free(sink->uses.all);
     mem_free(sink);
     sos_store_unref(store);
 }
 
-int sos_sink_close(struct sink *base, const struct manifest *claimed,
-                   struct manifest *out, struct hedge_error *e)
+struct manifest sink_so_far(struct list *link)
 {
-    struct sos_sink *sink = sink_of(base);
+    struct sos_sink *sink = container_of(link, struct sos_sink, link);
+
+    return tally_result(&sink->tally);
+}
+
+/* store->lock held. Ends the writer once its blocks are where they stay. */
+static int sink_end(struct sos_sink *sink, const struct manifest *claimed,
+                    struct manifest *out, struct hedge_error *e)
+{
     struct sos_store *store = sink->store;
     struct manifest m;
-    bool aborted = false;
+    bool aborted = false, refused;
     int rv;
 
-    pthread_mutex_lock(&store->lock);
     wait_settled(sink);
     m = tally_result(&sink->tally);
-    rv = atomic_load(&base->failed);
+    rv = atomic_load(&sink->base.failed);
+    /* A writer that has heard of it through others has stopped by itself. */
+    refused = rv == HEDGE_EFULL &&
+              (sink->told || sink->short_of_copies ||
+               (claimed != NULL && !manifest_equal(claimed, &m)));
+    if (rv == HEDGE_EFULL && !refused) {
+        rv = 0; /* All of it has found a home. */
+    }
     if (rv != 0 && e != NULL) {
         *e = sink->error;
     }
@@ -461,7 +525,7 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
         rv = error_set(e, HEDGE_ENOTFOUND,
                        "store \"%s\" was removed while it was written",
                        store->name);
-    } else if (claimed != NULL && !manifest_equal(claimed, &m)) {
+    } else if (claimed != NULL && !refused && !manifest_equal(claimed, &m)) {
         rv = error_set(e, HEDGE_ECORRUPT,
                        "store \"%s\": the writer sent %llu records of %llu "
                        "bytes, %llu of %llu arrived",
@@ -475,8 +539,52 @@ int sos_sink_close(struct sink *base, const struct manifest *claimed,
     }
     *out = m; /* Perhaps the same as `claimed`. */
     unregister_writer(sink, aborted);
+    return rv;
+}
+
+int sos_sink_close(struct sink *base, const struct manifest *claimed,
+                   struct manifest *out, struct hedge_error *e)
+{
+    struct sos_sink *sink = sink_of(base);
+    struct sos_store *store = sink->store;
+    int rv;
+
+    pthread_mutex_lock(&store->lock);
+    rv = sink_end(sink, claimed, out, e);
     pthread_mutex_unlock(&store->lock);
     sink_free(sink);
+    return rv;
+}
+
+int sos_sink_commit(struct sink *base, const struct manifest *claimed,
+                    struct sos_info *out, struct hedge_error *e)
+{
+    struct sos_sink *sink = sink_of(base);
+    struct sos_store *store = sink->store;
+    struct sos_use *uses;
+    struct manifest m;
+    uint64_t copies;
+    unsigned n;
+    int rv, info;
+
+    pthread_mutex_lock(&store->lock);
+    rv = sink_end(sink, claimed, &m, e);
+    uses = uses_list(store->sos, &sink->uses, &n, &copies);
+    pthread_mutex_unlock(&store->lock);
+    info = sos_store_info(store, out);
+    sink_free(sink);
+    mem_free(out->uses);
+    out->uses = uses;
+    out->n_uses = n;
+    out->manifest = m;
+    if (rv != 0 && rv != HEDGE_EFULL) {
+        mem_free(uses);
+        memset(out, 0, sizeof *out);
+    } else if (info != 0 || uses == NULL) {
+        mem_free(uses);
+        memset(out, 0, sizeof *out);
+        rv = error_set(e, HEDGE_ENOMEM, "no memory for the answer");
+    }
     return rv;
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define JANITOR_MS 250
+#define JANITOR_SOON_MS 20
 
 /* The life of a store:
  *   named (sos.stores) -> dead (removed or expired; name free) -> doomed, no
@@ -17,24 +18,35 @@
 
 /* --- what a store uses, by node and tier --- */
 
-struct use *use_of(struct sos_store *store, const char *node, const char *tier)
+static struct use *use_of(struct sos *s, struct uses *uses,
+                          const struct catalog_copy *copy)
 {
-    struct use *more;
+    bool peer = copy->where == CATALOG_PEER;
+    uint32_t unit = peer ? copy->place.unit : 0;
+    uint32_t kind = peer ? copy->place.kind : 0;
+    struct use *u;
 
-    for (unsigned i = 0; i < store->n_uses; i++) {
-        if (strcmp(store->uses[i].node, node) == 0 &&
-            strcmp(store->uses[i].tier, tier) == 0) {
-            return &store->uses[i];
+    for (unsigned i = 0; i < uses->n; i++) {
+        u = &uses->all[i];
+        if (u->where == copy->where && u->place.unit == unit &&
+            u->place.kind == kind) {
+            return u;
         }
     }
-    more = mem_realloc(store->uses, (store->n_uses + 1) * sizeof *more);
-    if (more == NULL) {
+    u = mem_realloc(uses->all, (uses->n + 1) * sizeof *u);
+    if (u == NULL) {
         return NULL; /* Statistics only. */
     }
-    store->uses = more;
-    more = &more[store->n_uses++];
-    *more = (struct use){.node = node, .tier = tier};
-    return more;
+    uses->all = u;
+    u = &uses->all[uses->n++];
+    *u = (struct use){.where = copy->where,
+                      .place = {.unit = unit, .kind = kind},
+                      .node = s->node,
+                      .tier = copy->where == CATALOG_DISK ? "disk" : "memory"};
+    if (peer) {
+        s->remote->ops->describe(s->remote, &copy->place, &u->node, &u->tier);
+    }
+    return u;
 }
 
 size_t entry_len(const struct catalog_entry *e)
@@ -61,33 +73,54 @@ int entry_check(struct sos *s, const struct catalog_entry *entry,
                      h, (const unsigned char *)block + BLOCK_HEADER_SIZE, e);
 }
 
-void use_add(struct sos_store *store, const struct catalog_entry *e,
+static uint64_t entry_bytes(const struct catalog_entry *e)
+{
+    return e->raw_len - (uint64_t)e->records * BLOCK_FRAME_SIZE;
+}
+
+void use_add(struct sos *s, struct uses *uses, const struct catalog_entry *e,
              const struct catalog_copy *copy, int sign)
 {
-    struct sos *s = store->sos;
-    const char *node = s->node, *tier = "memory";
-    uint64_t record_bytes = e->raw_len - (uint64_t)e->records * 4;
-    struct use *u;
+    uint64_t bytes = entry_bytes(e), len = entry_len(e);
+    struct use *u = use_of(s, uses, copy);
 
-    if (copy->where == CATALOG_DISK) {
-        tier = "disk";
-    } else if (copy->where == CATALOG_PEER) {
-        s->remote->ops->describe(s->remote, &copy->place, &node, &tier);
-    }
-    u = use_of(store, node, tier);
     if (u == NULL) {
         return;
     }
     if (sign > 0) {
         u->blocks++;
-        u->bytes += record_bytes;
-        u->stored_bytes += entry_len(e);
+        u->bytes += bytes;
+        u->stored_bytes += len;
     } else if (u->blocks > 0) {
         u->blocks--;
-        u->bytes -= record_bytes < u->bytes ? record_bytes : u->bytes;
-        u->stored_bytes -=
-            entry_len(e) < u->stored_bytes ? entry_len(e) : u->stored_bytes;
+        u->bytes -= bytes < u->bytes ? bytes : u->bytes;
+        u->stored_bytes -= len < u->stored_bytes ? len : u->stored_bytes;
     }
+}
+
+static bool use_is_lost(struct sos *s, const struct use *u)
+{
+    return u->where == CATALOG_PEER && s->remote->ops->lost != NULL &&
+           s->remote->ops->lost(s->remote, &u->place);
+}
+
+struct sos_use *uses_list(struct sos *s, const struct uses *uses, unsigned *n,
+                          uint64_t *copies)
+{
+    struct sos_use *out = mem_calloc(uses->n + 1, sizeof *out);
+
+    *n = 0;
+    *copies = 0;
+    for (unsigned i = 0; out != NULL && i < uses->n; i++) {
+        const struct use *u = &uses->all[i];
+
+        if (u->blocks > 0 && !use_is_lost(s, u)) {
+            *copies += u->blocks;
+            out[(*n)++] = (struct sos_use){u->node, u->tier, u->blocks,
+                                           u->bytes, u->stored_bytes};
+        }
+    }
+    return out;
 }
 
 void copy_drop(struct sos *s, const struct catalog_entry *e,
@@ -123,13 +156,21 @@ struct fetch *fetch_of(struct sos_store *store, const struct block_id *id)
     return NULL;
 }
 
+void drain_note(struct sos_store *store)
+{
+    uint64_t now = clock_mono_ms();
+
+    atomic_store(&store->drain.last_ms, now);
+    atomic_store(&store->sos->drain.last_ms, now);
+}
+
 /* store->lock held. What the copy counted goes. */
 static void uncount(struct sos_store *store, const struct catalog_entry *e,
                     const struct catalog_copy *copy)
 {
     struct sos *s = store->sos;
 
-    use_add(store, e, copy, -1);
+    use_add(s, &store->uses, e, copy, -1);
     if (copy->where == CATALOG_MEMORY && copy->place.kind == 1) {
         store->mem_used -=
             arena_size(s->arena, arena_at(s->arena, copy->place.addr));
@@ -157,7 +198,12 @@ void store_discard(struct sos_store *store, const struct block_id *id,
     if (rv != 0) {
         return; /* What the catalog knows must be there: later, with all. */
     }
-    store->n_discarded += !keep_number;
+    store->n_blocks -= e.n_copies > 0;
+    if (!keep_number && e.n_copies > 0) {
+        store->n_discarded++;
+        store->discarded_bytes += entry_bytes(&e);
+    }
+    drain_note(store);
     owned = passages_owns(s, id);
     reading = fetch_of(store, id);
     for (unsigned i = 0; i < e.n_copies; i++) {
@@ -243,6 +289,7 @@ void sos_remove(struct sos_store *store)
 
     pthread_mutex_lock(&s->lock);
     if (kill_store(store)) {
+        count_add(&s->counts.stores_removed, 1);
         doom(store);
     }
     pthread_mutex_unlock(&s->lock);
@@ -253,7 +300,7 @@ static void store_release(struct sos_store *store)
     pthread_cond_destroy(&store->changed);
     pthread_mutex_destroy(&store->lock);
     mem_free(store->states);
-    mem_free(store->uses);
+    mem_free(store->uses.all);
     mem_free(store);
 }
 
@@ -287,6 +334,12 @@ static void bury(struct sos_store *store)
 
 /* --- the janitor --- */
 
+/* store->lock held. */
+static uint64_t ttl_of(const struct sos_store *store)
+{
+    return store->ends ? store->options.closed_ttl_ms : store->options.ttl_ms;
+}
+
 /* Marks a store dead whose time has passed: in one step, so that nobody opens
  * it in between. */
 static bool kill_expired(struct sos_store *store, uint64_t now)
@@ -295,7 +348,7 @@ static bool kill_expired(struct sos_store *store, uint64_t now)
 
     pthread_mutex_lock(&store->lock);
     expired = !store->dead && store->writers == 0 && store->readers == 0 &&
-              now >= store->idle_since_ms + store->options.ttl_ms;
+              now >= store->idle_since_ms + ttl_of(store);
     if (expired) {
         store->dead = true;
         pthread_cond_broadcast(&store->changed);
@@ -341,9 +394,12 @@ static void expire_stores(struct sos *s, uint64_t now)
         struct sos_store *store = container_of(l, struct sos_store, link);
 
         if (kill_expired(store, now)) {
-            entomb(s, store->name, now);
+            count_add(&s->counts.stores_expired, 1);
             log_info("sos", "store \"%s\" has expired", store->name);
-            if (s->on_expired != NULL) {
+            if (!store->options.local) {
+                entomb(s, store->name, now);
+            }
+            if (!store->options.local && s->on_expired != NULL) {
                 s->on_expired(s->on_expired_ctx, store->name,
                               store->generation);
             }
@@ -381,6 +437,7 @@ static void *janitor_main(void *arg)
         struct sos_store *store = next_to_bury(s);
         struct timespec ts;
         uint64_t until;
+        bool soon;
 
         if (store != NULL) {
             pthread_mutex_unlock(&s->lock);
@@ -394,10 +451,11 @@ static void *janitor_main(void *arg)
         }
         expire_stores(s, clock_boot_ms());
         pthread_mutex_unlock(&s->lock);
-        passages_retry(s);
+        soon = passages_retry(s);
         lend_expire(s, clock_boot_ms());
         pthread_mutex_lock(&s->lock);
-        until = clock_mono_ns() + (uint64_t)JANITOR_MS * 1000000u;
+        until = clock_mono_ns() +
+                (uint64_t)(soon ? JANITOR_SOON_MS : JANITOR_MS) * 1000000u;
         ts.tv_sec = (time_t)(until / 1000000000u);
         ts.tv_nsec = (long)(until % 1000000000u);
         pthread_cond_timedwait(&s->wake, &s->lock, &ts);
@@ -480,6 +538,7 @@ int sos_new(const struct sos_options *o, struct sos **out,
     s->block_size = o->block_size;
     s->on_expired = o->on_expired;
     s->on_expired_ctx = o->on_expired_ctx;
+    s->drain_ms = o->drain_ms != 0 ? o->drain_ms : DRAIN_MS;
     s->lend_mem = o->lend_mem;
     s->lend_disk = o->lend_disk;
     s->lend_lease_ms = o->lend_lease_ms;
@@ -553,6 +612,13 @@ void sos_free(struct sos *s)
     mem_free(s);
 }
 
+void sos_hurry(struct sos *s)
+{
+    if (s != NULL) {
+        atomic_store(&s->hurry, true);
+    }
+}
+
 void sos_set_remote(struct sos *s, struct tier *remote)
 {
     assert(s->remote == NULL);
@@ -599,14 +665,15 @@ int sos_check_options(const struct sos_store_options *o, struct hedge_error *e)
     return 0;
 }
 
-static struct sos_store *find_locked(struct sos *s, const char *name)
+static struct sos_store *find_locked(struct sos *s, const char *name,
+                                     bool local)
 {
     struct list *l;
 
     list_foreach (l, &s->stores) {
         struct sos_store *store = container_of(l, struct sos_store, link);
 
-        if (strcmp(store->name, name) == 0) {
+        if (store->options.local == local && strcmp(store->name, name) == 0) {
             return store;
         }
     }
@@ -633,6 +700,7 @@ static struct sos_store *store_new(struct sos *s, const char *name,
     store->refs = 2; /* The name's and the caller's. */
     store->idle_since_ms = clock_boot_ms();
     list_init(&store->fetches);
+    list_init(&store->sinks);
     pthread_mutex_init(&store->lock, NULL);
     init_cond(&store->changed);
     return store;
@@ -655,12 +723,15 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
         return error_set(e, HEDGE_ENOMEM, "no memory for a store");
     }
     pthread_mutex_lock(&s->lock);
-    if (find_locked(s, name) != NULL) {
+    if (find_locked(s, name, o->local) != NULL) {
         rv = error_set(e, HEDGE_EEXISTS, "store \"%s\" exists already", name);
     } else {
         list_push(&s->stores, &store->link);
         s->n_stores++;
-        forget_tombstones(s, name, 0);
+        count_add(&s->counts.stores_made, 1);
+        if (!o->local) {
+            forget_tombstones(s, name, 0);
+        }
     }
     pthread_mutex_unlock(&s->lock);
     if (rv != 0) {
@@ -671,6 +742,42 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
     return 0;
 }
 
+int sos_find_local(struct sos *s, const char *name, struct sos_store **out,
+                   struct hedge_error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    *out = find_locked(s, name, true);
+    if (*out != NULL) {
+        (*out)->refs++;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return *out != NULL
+               ? 0
+               : error_set(e, HEDGE_ENOTFOUND,
+                           "this node has no part of a store \"%s\"", name);
+}
+
+void sos_store_end(struct sos_store *store, uint64_t closed_ttl_ms)
+{
+    assert(store->options.local);
+    pthread_mutex_lock(&store->lock);
+    store->ends = true;
+    store->idle_since_ms = clock_boot_ms();
+    if (closed_ttl_ms != 0) {
+        store->options.closed_ttl_ms = closed_ttl_ms;
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
+void sos_store_resume(struct sos_store *store)
+{
+    assert(store->options.local);
+    pthread_mutex_lock(&store->lock);
+    store->ends = false;
+    store->idle_since_ms = clock_boot_ms();
+    pthread_mutex_unlock(&store->lock);
+}
+
 int sos_find(struct sos *s, const char *name, struct sos_store **out,
              struct hedge_error *e)
 {
@@ -679,7 +786,7 @@ int sos_find(struct sos *s, const char *name, struct sos_store **out,
     int rv = HEDGE_ENOTFOUND;
 
     pthread_mutex_lock(&s->lock);
-    *out = find_locked(s, name);
+    *out = find_locked(s, name, false);
     if (*out != NULL) {
         (*out)->refs++;
         pthread_mutex_unlock(&s->lock);
@@ -752,7 +859,9 @@ int sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
     if (complete) {
         list_foreach (l, &s->stores) {
             all[n] = container_of(l, struct sos_store, link);
-            all[n++]->refs++;
+            if (!all[n]->options.local) {
+                all[n++]->refs++;
+            }
         }
     }
     pthread_mutex_unlock(&s->lock);
@@ -764,14 +873,29 @@ int sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
     return complete ? 0 : HEDGE_ENOMEM;
 }
 
+/* store->lock held. What those that are still open have written so far. */
+static void add_open(struct sos_store *store, struct manifest *m)
+{
+    struct list *l;
+
+    list_foreach (l, &store->sinks) {
+        struct manifest one = sink_so_far(l);
+
+        manifest_merge(m, &one);
+    }
+}
+
 int sos_store_info(struct sos_store *store, struct sos_info *out)
 {
+    uint64_t copies, wanted;
+
     memset(out, 0, sizeof *out);
     (void)snprintf(out->name, sizeof out->name, "%s", store->name);
     out->generation = store->generation;
-    out->options = store->options;
     pthread_mutex_lock(&store->lock);
+    out->options = store->options;
     out->manifest = store->closed;
+    add_open(store, &out->manifest);
     out->writers = store->writers;
     out->readers = store->readers;
     out->state = store->writers > 0 || store->n_writers == 0 ? STORE_OPEN
@@ -780,19 +904,13 @@ int sos_store_info(struct sos_store *store, struct sos_info *out)
     if (store->writers == 0 && store->readers == 0) {
         uint64_t idle = clock_boot_ms() - store->idle_since_ms;
 
-        out->expires_at_ms = clock_wall_ms() + store->options.ttl_ms - idle;
+        out->expires_at_ms = clock_wall_ms() + ttl_of(store) - idle;
     }
-    out->uses = mem_calloc(store->n_uses, sizeof *out->uses);
-    if (out->uses != NULL) {
-        for (unsigned i = 0; i < store->n_uses; i++) {
-            const struct use *u = &store->uses[i];
-
-            if (u->blocks > 0) {
-                out->uses[out->n_uses++] = (struct sos_use){
-                    u->node, u->tier, u->blocks, u->bytes, u->stored_bytes};
-            }
-        }
-    }
+    out->uses = uses_list(store->sos, &store->uses, &out->n_uses, &copies);
+    wanted = store->n_blocks * store->options.replicas;
+    out->missing_copies = wanted > copies ? wanted - copies : 0;
+    out->discarded_blocks = store->n_discarded;
+    out->discarded_bytes = store->discarded_bytes;
     pthread_mutex_unlock(&store->lock);
     return out->uses == NULL ? HEDGE_ENOMEM : 0;
 }

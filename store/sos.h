@@ -12,8 +12,8 @@
 #define STORE_SOS_H
 
 #include "store/arena.h"
-#include "store/catalog.h"
-#include "store/disk.h"
+#include "store/catalog/catalog.h"
+#include "store/disk/disk.h"
 #include "store/segment.h"
 
 #define SOS_WRITERS_MAX 65536
@@ -34,6 +34,8 @@ struct sos_options {
     uint64_t lend_mem, lend_disk; /* What other nodes may use. */
     uint64_t lend_lease_ms; /* As sos_lend_renew()'s, before the first of them;
                              * 0: 20 s. */
+    uint64_t drain_ms; /* How long a full store waits for readers that discard,
+                        * after each block; 0: 10 s. */
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
@@ -47,6 +49,8 @@ int sos_new(const struct sos_options *o, struct sos **out,
             struct hedge_error *e);
 /* All sinks and sources must be closed. Frees the remote tier, too. */
 void sos_free(struct sos *s);
+/* The node is about to stop: nobody waits for room any more. NULL: nothing. */
+void sos_hurry(struct sos *s);
 /* Other nodes' tier; before the first store. The sos owns it from now on. */
 void sos_set_remote(struct sos *s, struct tier *remote);
 
@@ -68,6 +72,10 @@ struct sos_store_options {
     unsigned replicas; /* 1: one copy. */
     enum sos_compression compression;
     int level; /* zstd's; 0: 1. */
+    /* Of this node alone: in a name space of its own, found by sos_find_local()
+     * and unknown to sos_find() and sos_each(); its blocks are never lent. */
+    bool local;
+    uint64_t closed_ttl_ms; /* Local ones: the TTL once sos_store_end() is. */
 };
 
 /* Is this what a store can be made with? HEDGE_EINVAL names what is not. */
@@ -80,6 +88,12 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
 /* HEDGE_ENOTFOUND, or HEDGE_EEXPIRED with how long ago. */
 int sos_find(struct sos *s, const char *name, struct sos_store **out,
              struct hedge_error *e);
+int sos_find_local(struct sos *s, const char *name, struct sos_store **out,
+                   struct hedge_error *e);
+/* From now on the closed TTL counts, or this one if it is not 0. */
+void sos_store_end(struct sos_store *store, uint64_t closed_ttl_ms);
+/* It is in use again: the usual TTL counts. */
+void sos_store_resume(struct sos_store *store);
 void sos_store_unref(struct sos_store *store);
 /* The name is free at once; blocks are freed in the background, readers and
  * writers get HEDGE_ENOTFOUND. */
@@ -97,13 +111,16 @@ struct sos_use {
 struct sos_info {
     char name[256];
     uint64_t generation;
-    struct manifest manifest; /* Closed writers' sum. */
+    struct manifest manifest; /* Of open writers: what they have sealed. */
     enum store_state state;
     uint64_t expires_at_ms; /* Wall clock; 0 while in use. */
     unsigned writers, readers;
     struct sos_store_options options;
     unsigned n_uses;
-    struct sos_use *uses; /* mem_free() it. */
+    struct sos_use *uses; /* mem_free() it. Without what is lost. */
+    /* Of the blocks there are: never made, or lost with their nodes. */
+    uint64_t missing_copies;
+    uint64_t discarded_blocks, discarded_bytes;
 };
 
 int sos_store_info(struct sos_store *store, struct sos_info *out);
@@ -125,11 +142,17 @@ void sos_repair(struct sos *s);
 /* A writer of the store. HEDGE_EBUSY when no block can be had for it. */
 int sos_sink_open(struct sos_store *store, struct sink **out,
                   struct hedge_error *e);
-/* Wait until every block is stored where it stays. `claimed` is what the other
- * end counted (NULL: not told); a difference is HEDGE_ECORRUPT and aborts.
- * Frees the sink in any case. `out` is the writer's part. */
+/* Wait until every block is stored where it stays. HEDGE_EFULL when one was
+ * refused, or has fewer copies than wanted: not when the last ones fitted
+ * nowhere but where they were, and nothing came after them. `claimed` is what
+ * the other end counted (NULL: not told); a difference is HEDGE_ECORRUPT and
+ * aborts. Frees the sink in any case. `out` is the writer's part. */
 int sos_sink_close(struct sink *sink, const struct manifest *claimed,
                    struct manifest *out, struct hedge_error *e);
+/* The same; *out is the writer's part: its manifest, and where its blocks have
+ * gone. Set unless the result is an error other than HEDGE_EFULL. */
+int sos_sink_commit(struct sink *sink, const struct manifest *claimed,
+                    struct sos_info *out, struct hedge_error *e);
 /* The writer has vanished: the store is aborted. Frees the sink. */
 void sos_sink_abort(struct sink *sink);
 /* Why sink->failed is set. */
@@ -201,5 +224,20 @@ struct sos_usage {
     unsigned stores;
 };
 void sos_usage(struct sos *s, struct sos_usage *out);
+
+/* What has happened since the start, and what goes on; for operators. */
+struct sos_tier_figures {
+    uint64_t puts, put_bytes, gets, get_bytes, refusals, failures;
+};
+struct sos_figures {
+    uint64_t blocks_sealed, bytes_sealed;       /* By writers, before */
+    uint64_t blocks_delivered, bytes_delivered; /* compression; to readers. */
+    uint64_t stores_made, stores_expired, stores_removed;
+    uint64_t writers_full; /* That were told that there is no room. */
+    unsigned writers, readers, parts;
+    unsigned passages, passages_homeless, passages_max;
+    struct sos_tier_figures disk, remote;
+};
+void sos_figures(struct sos *s, struct sos_figures *out);
 
 #endif

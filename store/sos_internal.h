@@ -16,9 +16,28 @@
 #define PASSAGES_MAX 256
 #define EXPIRED_KEPT_MS 600000
 
+/* What lies on one tier of one node. */
 struct use {
+    uint32_t where;          /* enum catalog_where. */
+    struct tier_place place; /* Of another node: which and what; no address. */
     const char *node, *tier;
     uint64_t blocks, bytes, stored_bytes;
+};
+
+struct uses {
+    struct use *all;
+    unsigned n;
+};
+
+/* Readers that discard make room. While they are at work a block without a
+ * place waits for that: it is no reason to call the cluster full. */
+#define DRAIN_MS 10000 /* A reader works at its block for so long. */
+/* After the last of them: until peers' figures show what has gone. */
+#define DRAIN_LAST(ms) ((ms)*3 / 10)
+
+struct drain {
+    atomic_uint readers;
+    atomic_uint_least64_t last_ms; /* Something was discarded; 0: never. */
 };
 
 /* What is known of each writer a store has ever had. */
@@ -46,13 +65,16 @@ struct sos_store {
     struct writer_state *states; /* By writer. */
     uint32_t states_cap;
     struct manifest closed;
-    uint64_t n_discarded;
+    struct list sinks; /* Open ones. */
+    uint64_t n_blocks; /* Numbered, with their data. */
+    uint64_t n_discarded, discarded_bytes;
     uint64_t mem_used, disk_used; /* On this node, padded. */
     unsigned inflight;            /* Passages. */
     struct list fetches;          /* Reads from disk and peers under way. */
     uint64_t idle_since_ms;       /* Boot time; when the last one closed. */
-    struct use *uses;
-    unsigned n_uses;
+    bool ends;                    /* sos_store_end() */
+    struct uses uses;
+    struct drain drain;
 };
 
 struct tombstone {
@@ -62,6 +84,18 @@ struct tombstone {
 };
 
 struct part; /* Blocks of another node's store, see lend.c. */
+
+struct sos_counts {
+    atomic_uint_fast64_t blocks_sealed, bytes_sealed;
+    atomic_uint_fast64_t blocks_delivered, bytes_delivered;
+    atomic_uint_fast64_t stores_made, stores_expired, stores_removed;
+    atomic_uint_fast64_t writers_full;
+};
+
+static inline void count_add(atomic_uint_fast64_t *c, uint64_t n)
+{
+    atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
 
 struct sos {
     char *node;
@@ -87,6 +121,11 @@ struct sos {
      * room back, so a block without a place waits for it. */
     atomic_uint n_burying;
 
+    struct drain drain; /* Of all stores. */
+    uint64_t drain_ms;
+    atomic_bool hurry;
+
+    struct sos_counts counts;
     struct passages *passages; /* passage.c */
     struct encoders *encoders;
     struct meter leaving;  /* How fast blocks leave the memory here. */
@@ -94,6 +133,7 @@ struct sos {
 
     pthread_mutex_t cursors_lock; /* cursor.c */
     struct list cursors;
+    atomic_uint n_cursors;
 
     pthread_mutex_t lend_lock; /* lend.c */
     struct list parts;
@@ -101,9 +141,12 @@ struct sos {
 };
 
 /* sos.c. With store->lock held. */
-struct use *use_of(struct sos_store *store, const char *node, const char *tier);
-void use_add(struct sos_store *store, const struct catalog_entry *e,
+void use_add(struct sos *s, struct uses *uses, const struct catalog_entry *e,
              const struct catalog_copy *copy, int sign);
+/* With store->lock held: those that are not lost, for people; *copies is the
+ * sum. NULL: no memory. */
+struct sos_use *uses_list(struct sos *s, const struct uses *uses, unsigned *n,
+                          uint64_t *copies);
 /* Without locks: give one copy of a block back. */
 void copy_drop(struct sos *s, const struct catalog_entry *e,
                const struct catalog_copy *copy);
@@ -120,6 +163,12 @@ void store_idle_check(struct sos_store *store);
 void store_discard(struct sos_store *store, const struct block_id *id,
                    bool keep_number);
 
+/* sink.c. With store->lock held: what counts of a writer in store->sinks. */
+struct manifest sink_so_far(struct list *link);
+
+/* Something of the store was discarded, or is about to be. */
+void drain_note(struct sos_store *store);
+
 /* cursor.c. Without locks: readers give back what they have only fetched
  * ahead, because a writer finds no room. True: some is still being read and
  * may be had a moment later. */
@@ -135,6 +184,9 @@ struct fetch {
     struct sos_store *store;
     void *block; /* Arena: READ class, or a reference to a stored block. */
     unsigned copy;
+    /* Those that were not there or not right. */
+    struct catalog_copy tried[2 * TIER_COPIES_MAX];
+    unsigned n_tried;
     bool loading, failed, used, verified;
     bool own;           /* Takes one of the blocks its reader has claimed. */
     bool discard_after; /* Asked for while loading: done by the callback. */
@@ -161,11 +213,14 @@ void fetch_where(const struct fetch *f, const char **node, const char **kind);
 struct sos_sink;
 int passages_new(struct sos *s, struct passages **out);
 void passages_free(struct passages *p);
+/* How many are under way, and how many blocks nobody took. */
+void passages_use(struct passages *p, unsigned *inflight, unsigned *homeless);
 /* Is the block on its way? Then its passage owns its memory. A homeless one is
  * forgotten, because the caller is about to give the block back. */
 bool passages_owns(struct sos *s, const struct block_id *id);
-/* Janitor: try again what found no place. */
-void passages_retry(struct sos *s);
+/* Janitor: try again what found no place. True: some of it should be tried
+ * again soon. */
+bool passages_retry(struct sos *s);
 /* Forget the homeless blocks of a store that is being buried. */
 void passages_purge(struct sos *s, struct sos_store *store);
 
@@ -181,5 +236,6 @@ char *room_text(struct sos *s, char out[ROOM_TEXT]);
 void lend_init(struct sos *s);
 void lend_release(struct sos *s);
 void lend_expire(struct sos *s, uint64_t now_ms);
+unsigned lend_parts(struct sos *s);
 
 #endif

@@ -16,6 +16,7 @@
 #include "store/base/error.h"
 #include "store/base/list.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -98,15 +99,44 @@ struct tier_ops {
      * node's. The strings live as long as the tier. */
     void (*describe)(struct tier *t, const struct tier_place *place,
                      const char **node, const char **kind);
+    /* How many nodes there are now, full ones too. NULL: one. */
+    unsigned (*nodes)(struct tier *t);
     /* Is what is there gone for good, with its node? NULL: never. */
     bool (*lost)(struct tier *t, const struct tier_place *place);
     /* Waits for what is in flight, then frees. */
     void (*free)(struct tier *t);
 };
 
+/* What has become of the requests so far; of puts and gets that were begun. */
+struct tier_counts {
+    atomic_uint_fast64_t puts, put_bytes, gets, get_bytes;
+    atomic_uint_fast64_t refusals; /* Puts: no room there. */
+    atomic_uint_fast64_t failures;
+};
+
 struct tier {
     const struct tier_ops *ops;
+    struct tier_counts counts;
 };
+
+/* Whoever made a request and has its outcome calls this once. */
+static inline void tier_count(struct tier *t, const struct tier_req *req,
+                              bool put)
+{
+    struct tier_counts *c = &t->counts;
+    atomic_uint_fast64_t *what =
+        req->status == HEDGE_ENOSPC || req->status == HEDGE_EREFUSED
+            ? &c->refusals
+        : req->status != 0 ? &c->failures
+        : put              ? &c->puts
+                           : &c->gets;
+
+    atomic_fetch_add_explicit(what, 1, memory_order_relaxed);
+    if (req->status == 0) {
+        atomic_fetch_add_explicit(put ? &c->put_bytes : &c->get_bytes, req->len,
+                                  memory_order_relaxed);
+    }
+}
 
 static inline int tier_put(struct tier *t, struct tier_req *req)
 {

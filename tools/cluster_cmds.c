@@ -166,6 +166,7 @@ static void print_status_json(const Hedge__V1__StatusReply *r,
     output_add_text(o, "data_dir", r->data_dir);
     output_add_u64(o, "block_size", r->block_size);
     output_add_u64(o, "uptime_ms", r->uptime_ms);
+    output_add_text(o, "outside", r->outside);
     output_add_u64(o, "stores", r->stores);
     output_add_u64(o, "mem_reserve", r->mem_reserve);
     output_add_u64(o, "disk_reserve", r->disk_reserve);
@@ -203,6 +204,9 @@ static void print_status_text(const Hedge__V1__StatusReply *r,
     printf("%-10s %s (hedged %s)\n", "node", self->id, self->version);
     printf("%-10s %s\n", "grpc", self->grpc_address);
     printf("%-10s %s\n", "group", r->group);
+    if (r->outside[0] != '\0') {
+        printf("%-10s %s\n", "state", r->outside);
+    }
     printf("%-10s %s (token %" PRIu64 ")\n", "leader",
            r->leader[0] != '\0' ? r->leader : "none", r->token);
     printf("%-10s %s\n", "engine", r->engine);

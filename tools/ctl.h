@@ -35,6 +35,9 @@ int ctl_check_name(const char *name);
 /* Each file of commands has a table, ended by a NULL name. */
 extern const struct cli_command cluster_commands[];
 extern const struct cli_command sos_commands[];
+extern const struct cli_command msg_commands[];
+extern const struct cli_command sem_commands[];
 extern const struct cli_command log_commands[];
+extern const struct cli_command msg_stream_commands[];
 
 #endif

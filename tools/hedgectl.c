@@ -2,9 +2,11 @@
 #include "store/base/log.h"
 #include "tools/cli.h"
 #include "tools/ctl.h"
+#include "tools/guard.h"
 #include "tools/output.h"
 
 #include <signal.h>
+#include <string.h>
 
 static struct ctl ctl;
 
@@ -33,7 +35,8 @@ static const struct cli_option global_options[] = {
     {.name = NULL}};
 
 static const struct cli_command *const commands[] = {
-    cluster_commands, sos_commands, log_commands, NULL};
+    cluster_commands,    sos_commands, log_commands, msg_commands,
+    msg_stream_commands, sem_commands, NULL};
 
 int main(int argc, char **argv)
 {
@@ -49,6 +52,9 @@ int main(int argc, char **argv)
         .ctx = &ctl,
     };
 
+    if (argc > 1 && strcmp(argv[1], GUARD_WORD) == 0) {
+        return guard_main(argc - 2, argv + 2);
+    }
     rpc_process_setup();
     /* A reader that has seen enough ends us as it ends any filter. */
     (void)signal(SIGPIPE, SIG_DFL);

@@ -30,7 +30,12 @@ void output_add_id(cJSON *object, const char *name, uint64_t n);
 void output_add_time(cJSON *object, const char *name, uint64_t wall_ms);
 void output_add_hex(cJSON *object, const char *name, const void *bytes,
                     size_t len);
+/* `name` as text, null where the bytes are not UTF-8 or hold a zero, and
+ * `name`_base64 as they are. */
+void output_add_bytes(cJSON *object, const char *name, const void *bytes,
+                      size_t len);
 void output_add_text(cJSON *object, const char *name, const char *text);
+void output_add_null(cJSON *object, const char *name);
 void output_add_bool(cJSON *object, const char *name, bool on);
 cJSON *output_add_array(cJSON *object, const char *name);
 void output_append(cJSON *array, cJSON *item);

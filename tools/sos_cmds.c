@@ -260,7 +260,8 @@ static const struct cli_option read_options[] = {
     {.name = "--follow",
      .kind = CLI_FLAG,
      .out = &read_args.follow,
-     .help = "Wait for more until the last writer has closed."},
+     .help = "Wait for more until the last writer has closed, and, up to "
+             "--timeout, for a store of this name to be made."},
     {.name = "--discard",
      .kind = CLI_FLAG,
      .out = &read_args.discard,

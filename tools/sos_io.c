@@ -1,6 +1,6 @@
 #include "tools/sos_io.h"
 
-#include "cluster/store_link.h"
+#include "cluster/stores/store_link.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -20,8 +20,12 @@
 /* So little that it is still in the cache when it is cut into records. */
 #define READ_CHUNK ((size_t)256 << 10)
 #define OUT_BUFFER ((size_t)256 << 10)
+/* Of a pipe we write to, where the system lets us: with the usual 64 KiB, this
+ * program and the one behind it wait for each other at every 64 KiB. */
+#define OUT_PIPE (1 << 20)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000
+#define OPEN_RETRY_MS 200
 #define IDLE_FLUSH_MS 200
 
 /* --- progress, on a terminal --- */
@@ -186,10 +190,11 @@ static void say_until_when(const Hedge__V1__StoreInfo *info, uint64_t ttl_ms)
             info->name, when, units_format_duration(ttl_ms, ttl));
 }
 
-/* Open the store, following the node's word to its owner. */
+/* Open the store, following the node's word to its owner. `again`: it has been
+ * made, but there was no block for a writer. */
 static int open_sink(const struct sos_write_args *a, struct client *c,
-                     struct sink **sink, struct store_link_opened *opened,
-                     struct hedge_error *e)
+                     bool again, struct sink **sink,
+                     struct store_link_opened *opened, struct hedge_error *e)
 {
     struct sos_store_options options = {
         .mem_limit = a->mem_limit,
@@ -201,7 +206,7 @@ static int open_sink(const struct sos_write_args *a, struct client *c,
     struct store_link_open o = {
         .name = a->name,
         .options = a->append && !a->options_given ? NULL : &options,
-        .append = a->append};
+        .append = a->append || again};
     int rv = remote_sink_open(client_bulk_channel(c), &o, client_left_ms(c),
                               sink, opened, e);
 
@@ -228,8 +233,12 @@ static int write_all(const struct sos_write_args *a, struct client *c,
     struct manifest counted, kept;
     struct writer w;
     struct sink *sink;
-    int rv = open_sink(a, c, &sink, &opened, &e), closed;
+    int rv = open_sink(a, c, false, &sink, &opened, &e), closed;
 
+    while (rv == HEDGE_EBUSY && client_left_ms(c) > OPEN_RETRY_MS) {
+        clock_sleep_ms(OPEN_RETRY_MS);
+        rv = open_sink(a, c, true, &sink, &opened, &e);
+    }
     if (rv != 0) {
         return ctl_error(&e);
     }
@@ -251,33 +260,44 @@ static int write_all(const struct sos_write_args *a, struct client *c,
         say_until_when(info, opened.ttl_ms);
     }
     pb_free(info);
+    if (closed == 0 && rv != 0) {
+        return ctl_error(&e);
+    }
     return closed == 0 ? 0 : ctl_error(&close_error);
+}
+
+/* A directory can be opened but not read: that is said before a store is made.
+ */
+static int open_input(const struct sos_write_args *a, struct input *in)
+{
+    const char *name = a->file != NULL ? a->file : "standard input";
+    struct stat st;
+
+    if (a->file != NULL) {
+        in->fd = open(a->file, O_RDONLY | O_CLOEXEC);
+        if (in->fd < 0) {
+            return cli_fail("%s: %s", name, strerror(errno));
+        }
+    }
+    if (fstat(in->fd, &st) == 0 && S_ISDIR(st.st_mode)) {
+        return cli_fail("%s: %s", name, strerror(EISDIR));
+    }
+    return 0;
 }
 
 int sos_write_run(const struct sos_write_args *a)
 {
-    struct stat st;
     struct input in = {.fd = STDIN_FILENO};
     struct client *c;
-    int rv;
+    int rv = open_input(a, &in);
 
-    if (a->file != NULL) {
-        in.fd = open(a->file, O_RDONLY | O_CLOEXEC);
-        if (in.fd < 0) {
-            return cli_fail("%s: %s", a->file, strerror(errno));
-        }
-        if (fstat(in.fd, &st) == 0 && S_ISDIR(st.st_mode)) {
-            close(in.fd);
-            return cli_fail("%s: %s", a->file, strerror(EISDIR));
-        }
-    }
-    rv = ctl_connect(a->ctl, &c);
+    rv = rv != 0 ? rv : ctl_connect(a->ctl, &c);
     if (rv == 0) {
         rv = write_all(a, c, &in);
         client_free(c);
     }
     mem_free(in.buffer);
-    if (a->file != NULL) {
+    if (a->file != NULL && in.fd >= 0) {
         close(in.fd);
     }
     return rv;
@@ -400,6 +420,32 @@ static int open_source(const struct sos_read_args *a, struct client *c,
     return rv;
 }
 
+/* A follower may come before the first writer, and a node may be out of blocks
+ * for one more reader. */
+static int await_source(const struct sos_read_args *a, struct client *c,
+                        struct source **source, struct hedge_error *e)
+{
+    bool told = isatty(STDERR_FILENO) == 0;
+    int rv;
+
+    for (;;) {
+        rv = open_source(a, c, source, e);
+        if ((rv != HEDGE_EBUSY && (rv != HEDGE_ENOTFOUND || !a->follow)) ||
+            client_left_ms(c) <= OPEN_RETRY_MS) {
+            return rv;
+        }
+        if (!told) {
+            fprintf(stderr,
+                    rv == HEDGE_EBUSY
+                        ? "waiting for blocks to read \"%s\" with\n"
+                        : "waiting for store \"%s\" to be made\n",
+                    a->name);
+            told = true;
+        }
+        clock_sleep_ms(OPEN_RETRY_MS);
+    }
+}
+
 int sos_read_run(const struct sos_read_args *a)
 {
     struct output o = {.buffer = mem_alloc(OUT_BUFFER)};
@@ -412,12 +458,13 @@ int sos_read_run(const struct sos_read_args *a)
     if (o.buffer == NULL) {
         return cli_fail("no memory");
     }
+    (void)fcntl(STDOUT_FILENO, F_SETPIPE_SZ, OUT_PIPE);
     rv = ctl_connect(a->ctl, &c);
     if (rv != 0) {
         mem_free(o.buffer);
         return rv;
     }
-    if (open_source(a, c, &source, &e) != 0) {
+    if (await_source(a, c, &source, &e) != 0) {
         rv = ctl_error(&e);
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");

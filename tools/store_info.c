@@ -1,5 +1,7 @@
 #include "tools/store_info.h"
 
+#include "cluster/stores/store_json.h"
+
 #include "store/base/clock.h"
 #include "store/base/units.h"
 #include "tools/output.h"
@@ -7,63 +9,9 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* As `sos write --compress` takes it. */
-static const char *compression_text(const Hedge__V1__StoreOptions *o,
-                                    char out[32])
-{
-    switch (o->compression) {
-    case HEDGE__V1__COMPRESSION__COMPRESSION_NONE:
-        return "none";
-    case HEDGE__V1__COMPRESSION__COMPRESSION_ZSTD:
-        (void)snprintf(out, 32, o->compression_level != 0 ? "zstd:%d" : "zstd",
-                       o->compression_level);
-        return out;
-    default:
-        return "auto";
-    }
-}
-
-static void add_options(cJSON *object, const Hedge__V1__StoreOptions *s)
-{
-    cJSON *o = output_object();
-    char text[32];
-
-    output_add_u64(o, "mem_limit", s->mem_limit);
-    output_add_u64(o, "disk_limit", s->disk_limit);
-    output_add_u64(o, "ttl_ms", s->ttl_ms);
-    output_add_u64(o, "replicas", s->replicas != 0 ? s->replicas : 1);
-    output_add_text(o, "compress", compression_text(s, text));
-    (void)cJSON_AddItemToObject(object, "options", o);
-}
-
 void store_info_json(const Hedge__V1__StoreInfo *s)
 {
-    cJSON *o = output_object(), *tiers, *t;
-
-    output_add_text(o, "name", s->name);
-    output_add_text(o, "owner", s->owner);
-    output_add_id(o, "generation", s->generation);
-    output_add_u64(o, "records", s->records);
-    output_add_u64(o, "bytes", s->bytes);
-    output_add_hex(o, "digest", s->digest.data, s->digest.len);
-    output_add_text(o, "state", s->state);
-    output_add_time(o, "expires_at", s->expires_at_ms);
-    output_add_u64(o, "writers", s->writers);
-    output_add_u64(o, "readers", s->readers);
-    tiers = output_add_array(o, "tiers");
-    for (size_t i = 0; i < s->n_tiers; i++) {
-        t = output_object();
-        output_add_text(t, "node", s->tiers[i]->node);
-        output_add_text(t, "tier", s->tiers[i]->tier);
-        output_add_u64(t, "blocks", s->tiers[i]->blocks);
-        output_add_u64(t, "bytes", s->tiers[i]->bytes);
-        output_add_u64(t, "stored_bytes", s->tiers[i]->stored_bytes);
-        output_append(tiers, t);
-    }
-    if (s->options != NULL) {
-        add_options(o, s->options);
-    }
-    output_json(o);
+    output_json(store_json(s)); /* There is memory, or the program has ended. */
 }
 
 static const char *expiry_text(const Hedge__V1__StoreInfo *s,
@@ -82,7 +30,7 @@ static void print_options(const Hedge__V1__StoreOptions *o)
 
     printf("%-10s ttl %s, replicas %u, compress %s", "options",
            units_format_duration(o->ttl_ms, a),
-           o->replicas != 0 ? o->replicas : 1, compression_text(o, d));
+           o->replicas != 0 ? o->replicas : 1, store_compression_text(o, d));
     if (o->mem_limit != 0) {
         printf(", memory %s a node", units_format_size(o->mem_limit, b));
     }
@@ -90,6 +38,25 @@ static void print_options(const Hedge__V1__StoreOptions *o)
         printf(", disk %s a node", units_format_size(o->disk_limit, c));
     }
     (void)putchar('\n');
+}
+
+/* What is not there: lost or not yet made, and what readers have freed. */
+static void print_absent(const Hedge__V1__StoreInfo *s)
+{
+    uint32_t replicas = s->options != NULL ? s->options->replicas : 1;
+    char a[UNITS_SIZE_TEXT];
+
+    if (s->missing_copies > 0 && replicas > 1) {
+        printf("%-10s %u of each block are wanted; %" PRIu64 " are missing\n",
+               "copies", replicas, s->missing_copies);
+    } else if (s->missing_copies > 0) {
+        printf("%-10s %" PRIu64 " blocks, with the nodes that held them\n",
+               "lost", s->missing_copies);
+    }
+    if (s->discarded_blocks > 0) {
+        printf("%-10s %" PRIu64 " blocks (%s), by readers\n", "discarded",
+               s->discarded_blocks, units_format_size(s->discarded_bytes, a));
+    }
 }
 
 void store_info_text(const Hedge__V1__StoreInfo *s)
@@ -113,6 +80,7 @@ void store_info_text(const Hedge__V1__StoreInfo *s)
     if (s->options != NULL) {
         print_options(s->options);
     }
+    print_absent(s);
     (void)putchar('\n');
     for (size_t i = 0; i < s->n_tiers; i++) {
         table_text(t, s->tiers[i]->node);

@@ -4,7 +4,7 @@
 #include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
-#include "store/kvlog.h"
+#include "store/kvlog/kvlog.h"
 
 #include <assert.h>
 #include <pthread.h>

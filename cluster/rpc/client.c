@@ -272,6 +272,90 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
     return rv;
 }
 
+/* --- unary, without waiting -------------------------------------------------
+ */
+
+struct rpc_pending {
+    struct unary unary;
+    grpc_call *call;
+    rpc_done_fn done;
+    void *arg;
+};
+
+static void on_pending(struct rpc_tag *t, bool ok)
+{
+    struct unary *u = container_of(t, struct unary, tag);
+    struct rpc_pending *p = container_of(u, struct rpc_pending, unary);
+
+    (void)ok; /* The status tells. */
+    p->done(p->arg);
+}
+
+static void pending_free(struct rpc_pending *p)
+{
+    if (p->call != NULL) {
+        grpc_call_unref(p->call);
+    }
+    unary_release(&p->unary);
+    mem_free(p);
+}
+
+int rpc_call_start(struct rpc_channel *c, const char *path, const void *request,
+                   size_t len, uint64_t timeout_ms, rpc_done_fn done, void *arg,
+                   struct rpc_pending **out)
+{
+    struct rpc_pending *p;
+    int rv;
+
+    *out = NULL;
+    if (len > RPC_MESSAGE_MAX) {
+        return HEDGE_ETOOBIG;
+    }
+    p = mem_calloc(1, sizeof *p);
+    if (p == NULL || unary_init(&p->unary, request, len) != 0) {
+        mem_free(p);
+        return HEDGE_ENOMEM;
+    }
+    p->unary.tag = RPC_TAG_INIT(on_pending);
+    p->done = done;
+    p->arg = arg;
+    p->call = call_new(c, path, rpc_until(timeout_ms));
+    *out = p; /* `done` may run at any moment. */
+    rv = unary_start(&p->unary, p->call);
+    if (rv != 0) {
+        *out = NULL;
+        pending_free(p);
+    }
+    return rv;
+}
+
+void rpc_call_cancel(struct rpc_pending *p)
+{
+    (void)grpc_call_cancel_with_status(p->call, GRPC_STATUS_CANCELLED,
+                                       "the call was given up", NULL);
+}
+
+int rpc_call_finish(struct rpc_pending *p, struct rpc_msg *reply,
+                    struct hedge_error *e)
+{
+    struct unary *u = &p->unary;
+    int rv = rpc_status_read(u->status, &u->details, &u->trailing, e);
+
+    reply->impl = NULL;
+    if (rv == 0 && *rpc_message_slot(u->reply) == NULL) {
+        rv = error_set(e, HEDGE_EPROTO,
+                       "a call was answered without a "
+                       "message");
+    }
+    if (rv == 0) {
+        rpc_message_rewind(u->reply);
+        reply->impl = u->reply;
+        u->reply = NULL;
+    }
+    pending_free(p);
+    return rv;
+}
+
 /* --- streams ----------------------------------------------------------------
  */
 

@@ -34,6 +34,8 @@
  * signal mask; rpc_process_setup() does, for programs. */
 int rpc_init(void);
 void rpc_shutdown(void);
+/* The code of an error's name, "EFULL"; 0 for what is none. */
+int rpc_code_from_name(const char *name, size_t len);
 /* malloc thresholds that keep received slices warm, SIGPIPE ignored, core not
  * ended before the process; call it first in main(), before any thread. */
 void rpc_process_setup(void);
@@ -118,11 +120,34 @@ unsigned rpc_server_port(const struct rpc_server *s, unsigned i);
  * wait for all handlers to return. Then free. NULL is fine. */
 void rpc_server_free(struct rpc_server *s, uint64_t grace_ms);
 
+/* Since the start, method by method; "" stands for those there are none of. */
+struct rpc_method_use {
+    const char *path;
+    uint64_t calls, failures;
+};
+unsigned rpc_server_n_methods(const struct rpc_server *s);
+void rpc_server_method_use(struct rpc_server *s, unsigned i,
+                           struct rpc_method_use *out);
+struct rpc_server_use {
+    unsigned unary, streams, streams_max;          /* At present. */
+    unsigned pool_threads, pool_busy, pool_queued; /* Of unary calls. */
+};
+void rpc_server_use(struct rpc_server *s, struct rpc_server_use *out);
+
 void rpc_reply(struct rpc_call *c, const void *data, size_t len);
 void rpc_fail(struct rpc_call *c, int code, const char *text);
+/* The client has gone, cancelled, or run out of time. Known only from some
+ * time after the first question on. Not once the call is being answered. */
+bool rpc_call_is_cancelled(struct rpc_call *c);
 /* What is left of the caller's deadline; UINT64_MAX: it has none. */
 uint64_t rpc_call_left_ms(const struct rpc_call *c);
 uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
+/* For calls that wait long: `fn` runs once, on the I/O thread or inside this
+ * call, when the call is over; `gone`: before it was answered, or before the
+ * answer had left. At most once per call, before it is answered; `fn` must not
+ * block. */
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg);
 /* The caller's address as gRPC writes it, for log lines. */
 const char *rpc_call_peer(struct rpc_call *c);
 const char *rpc_stream_peer(struct rpc_stream *s);
@@ -153,6 +178,20 @@ int rpc_call(struct rpc_channel *c, const char *path, const void *request,
              size_t len, uint64_t timeout_ms, struct rpc_msg *reply,
              struct hedge_error *e);
 
+/* The same without waiting, for calls to many at once. On 0 `done` runs exactly
+ * once, on the I/O thread or inside this call, and must not block; then, from
+ * any thread but in `done`, rpc_call_finish() gives what rpc_call() would and
+ * frees the call. It must have been finished before the channel is freed. */
+struct rpc_pending;
+typedef void (*rpc_done_fn)(void *arg);
+int rpc_call_start(struct rpc_channel *c, const char *path, const void *request,
+                   size_t len, uint64_t timeout_ms, rpc_done_fn done, void *arg,
+                   struct rpc_pending **out);
+/* `done` runs soon. Any thread, until rpc_call_finish(). */
+void rpc_call_cancel(struct rpc_pending *p);
+int rpc_call_finish(struct rpc_pending *p, struct rpc_msg *reply,
+                    struct hedge_error *e);
+
 /* Open a stream. Returns once it has started, which says nothing about the
  * peer: the first send or receive does. `timeout_ms` bounds its whole life. */
 int rpc_stream_open(struct rpc_channel *c, const char *path,
@@ -168,8 +207,25 @@ int rpc_stream_open(struct rpc_channel *c, const char *path,
  * been received yet. */
 int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms);
+/* The same without waiting for this message: it returns once the one before has
+ * been taken, so that the transport always has one to go on with. What becomes
+ * of this one, the next call or the stream's end tells. */
+int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out,
+                    uint64_t timeout_ms);
+/* Wait until all that was posted has been taken. */
+int rpc_stream_settle(struct rpc_stream *s, uint64_t timeout_ms);
 /* Client: no more messages will be sent. */
 int rpc_stream_close_send(struct rpc_stream *s);
+/* The same without waiting, for one thread with many streams. A message is
+ * taken when nothing else is on its way, else HEDGE_EAGAIN; `out` is released
+ * in any case. The end of sending waits its turn by itself. */
+int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out);
+int rpc_stream_end_send(struct rpc_stream *s);
+bool rpc_stream_can_send(struct rpc_stream *s);
+/* Have `fn` called whenever there may be something to receive, room to send,
+ * or an end; once at once. Any thread; it must not block and not call rpc. */
+typedef void (*rpc_notify_fn)(void *arg);
+void rpc_stream_notify(struct rpc_stream *s, rpc_notify_fn fn, void *arg);
 /* Receive one message. HEDGE_EEND: the far end has finished in good order
  * (server side: the client closed its sending side; client side: status OK).
  * A killed peer is HEDGE_EUNAVAILABLE (server side HEDGE_ECANCELED), never

@@ -97,6 +97,14 @@ void rpc_args_common(struct rpc_args *a);
 int rpc_listen(grpc_server *server, const char *address, unsigned *port,
                struct hedge_error *e);
 
+/* Looks after the sockets that a server listens on (accept.c). To be freed
+ * before the server is shut down; NULL is fine. */
+struct rpc_acceptor;
+int rpc_acceptor_new(grpc_server *server, const char *const *addresses,
+                     const unsigned *ports, unsigned n,
+                     struct rpc_acceptor **out);
+void rpc_acceptor_free(struct rpc_acceptor *a);
+
 /* A connected socket, non-blocking (connect.c). */
 int rpc_connect(const char *target, uint64_t until_ns, int *out,
                 struct hedge_error *e);
@@ -129,7 +137,6 @@ int rpc_msg_from_bytes(const void *data, size_t len, size_t n_slices,
 #define RPC_ERROR_KEY "hedge-error"
 
 grpc_status_code rpc_status_from_code(int code);
-int rpc_code_from_name(const char *name, size_t len);
 /* The code and text of a call that ended with `status`, `details` and the
  * trailing metadata `md`: 0 for OK. */
 int rpc_status_read(grpc_status_code status, const grpc_slice *details,
@@ -175,7 +182,11 @@ struct rpc_stream {
     struct rpc_stream_op open, send, recv, end;
 
     grpc_byte_buffer *send_buffer;
+    grpc_byte_buffer *send_next; /* Posted: sent when that one has been. */
     bool send_failed, send_closed, sent_headers;
+    bool close_wanted; /* As soon as nothing is being sent. */
+    rpc_notify_fn notify;
+    void *notify_arg;
 
     struct rpc_message *incoming, *ready[RPC_READY_MAX];
     unsigned n_ready;

@@ -37,10 +37,13 @@ struct method {
     unsigned flags;
     void *registered;
     unsigned posted; /* Under the server's lock. */
+    uint64_t calls;  /* As well. */
+    atomic_uint_fast64_t failures;
 };
 
 struct rpc_server {
     grpc_server *server;
+    struct rpc_acceptor *acceptor;
     struct pool *pool;
     void *ctx;
     unsigned streams_max;
@@ -64,7 +67,9 @@ struct rpc_server {
 
 struct rpc_call {
     unsigned magic;
-    struct rpc_tag arrived, answered;
+    struct rpc_tag arrived, answered, closed;
+    void (*watch_fn)(void *arg, bool gone); /* NULL: nobody watches. */
+    void *watch_arg;
     struct method *method;
     grpc_call *call;
     gpr_timespec deadline;
@@ -76,8 +81,11 @@ struct rpc_call {
     char *peer;
     struct work work;
     atomic_bool done;
-    atomic_uint refs; /* The one who answers, and the answer's completion. */
+    /* The one who answers, the answer's completion, and `closed`'s. */
+    atomic_uint refs;
     grpc_byte_buffer *reply;
+    bool watched; /* `closed` is under way, or has been. */
+    atomic_bool cancelled;
     int gone;
 };
 
@@ -139,6 +147,43 @@ static void on_answered(struct rpc_tag *t, bool ok)
     call_unref(container_of(t, struct rpc_call, answered));
 }
 
+static void on_closed(struct rpc_tag *t, bool ok)
+{
+    struct rpc_call *c = container_of(t, struct rpc_call, closed);
+
+    atomic_store(&c->cancelled, !ok || c->gone != 0);
+    if (c->watch_fn != NULL) {
+        c->watch_fn(c->watch_arg, !ok || c->gone != 0);
+    }
+    call_unref(c);
+}
+
+/* Have on_closed() called when the call is over. */
+static bool call_await_close(struct rpc_call *c)
+{
+    grpc_op op;
+
+    assert(c->magic == CALL_MAGIC && !c->done && !c->watched);
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    op.data.recv_close_on_server.cancelled = &c->gone;
+    atomic_fetch_add(&c->refs, 1);
+    c->watched = true;
+    if (rpc_start(c->call, &op, 1, &c->closed) != 0) {
+        c->watched = false;
+        atomic_fetch_sub(&c->refs, 1);
+    }
+    return c->watched;
+}
+
+bool rpc_call_is_cancelled(struct rpc_call *c)
+{
+    if (!c->watched) {
+        (void)call_await_close(c);
+    }
+    return atomic_load(&c->cancelled);
+}
+
 /* Headers, message, status and the sign that the call is over: one batch. */
 static void call_answer(struct rpc_call *c, int code, const char *text)
 {
@@ -157,8 +202,10 @@ static void call_answer(struct rpc_call *c, int code, const char *text)
         ops[n++].data.send_message.send_message = c->reply;
     }
     rpc_status_op_init(&st, &ops[n++], code, text);
-    ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-    ops[n++].data.recv_close_on_server.cancelled = &c->gone;
+    if (!c->watched) {
+        ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+        ops[n++].data.recv_close_on_server.cancelled = &c->gone;
+    }
     if (rpc_start_here(c->call, ops, n, &c->answered) != 0) {
         (void)grpc_call_cancel_with_status(c->call, GRPC_STATUS_INTERNAL,
                                            "the answer could not be sent",
@@ -185,6 +232,7 @@ void rpc_reply(struct rpc_call *c, const void *data, size_t len)
 void rpc_fail(struct rpc_call *c, int code, const char *text)
 {
     assert(code < 0);
+    atomic_fetch_add(&c->method->failures, 1);
     call_answer(c, code, text);
 }
 
@@ -192,6 +240,17 @@ uint64_t rpc_call_left_ms(const struct rpc_call *c)
 {
     assert(c->magic == CALL_MAGIC);
     return rpc_left_ms(rpc_until_from(c->deadline));
+}
+
+void rpc_call_watch(struct rpc_call *c, void (*fn)(void *arg, bool gone),
+                    void *arg)
+{
+    assert(c->watch_fn == NULL && !c->watched);
+    c->watch_fn = fn;
+    c->watch_arg = arg;
+    if (!call_await_close(c)) {
+        fn(arg, true);
+    }
 }
 
 const char *rpc_call_peer(struct rpc_call *c)
@@ -264,6 +323,7 @@ static void on_call(struct rpc_tag *t, bool ok)
     pthread_mutex_lock(&s->lock);
     stopping = s->stopping;
     s->unary_live += ok;
+    m->calls += ok;
     posted_back(m);
     pthread_mutex_unlock(&s->lock);
     if (!ok) {
@@ -299,6 +359,7 @@ static int call_post(struct method *m)
     c->method = m;
     c->arrived = RPC_TAG_INIT(on_call);
     c->answered = RPC_TAG_INIT(on_answered);
+    c->closed = RPC_TAG_INIT(on_closed);
     grpc_metadata_array_init(&c->headers);
     grpc_call_details_init(&c->details);
     RPC_TAG_PUT(&c->arrived);
@@ -360,6 +421,9 @@ static void *stream_thread(void *arg)
     }
     /* A handler that hands on the end of what it received has done well. */
     rv = rv == HEDGE_EEND ? 0 : rv;
+    if (rv != 0) {
+        atomic_fetch_add(&m->failures, 1);
+    }
     rpc_stream_finish(&a->stream, rv, e.code == rv ? e.text : NULL);
     arrival_free(a);
     post_starved(s);
@@ -387,6 +451,7 @@ static void stream_refuse(struct arrival *a, int code, const char *text)
 {
     struct rpc_server *s = a->method->server;
 
+    atomic_fetch_add(&a->method->failures, 1);
     (void)grpc_call_cancel_with_status(a->stream.call,
                                        rpc_status_from_code(code), text, NULL);
     arrival_free(a);
@@ -407,6 +472,7 @@ static void on_stream(struct rpc_tag *t, bool ok)
     stopping = s->stopping;
     full = s->streams_live >= s->streams_max;
     s->streams_live += ok;
+    m->calls += ok;
     posted_back(m);
     pthread_mutex_unlock(&s->lock);
     if (!ok) {
@@ -664,7 +730,9 @@ static int server_start(struct rpc_server *s,
     if (take_starved(s)) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a server");
     }
-    return 0;
+    rv = rpc_acceptor_new(s->server, o->addresses, s->ports, o->n_addresses,
+                          &s->acceptor);
+    return rv == 0 ? 0 : error_set(e, rv, "no thread for a server");
 }
 
 int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
@@ -702,6 +770,39 @@ unsigned rpc_server_port(const struct rpc_server *s, unsigned i)
     return s->ports[i];
 }
 
+unsigned rpc_server_n_methods(const struct rpc_server *s)
+{
+    return s->n_methods + 1;
+}
+
+void rpc_server_method_use(struct rpc_server *s, unsigned i,
+                           struct rpc_method_use *out)
+{
+    struct method *m = &s->methods[i];
+
+    assert(i <= s->n_methods);
+    pthread_mutex_lock(&s->lock);
+    *out = (struct rpc_method_use){.path = m->path != NULL ? m->path : "",
+                                   .calls = m->calls,
+                                   .failures = atomic_load(&m->failures)};
+    pthread_mutex_unlock(&s->lock);
+}
+
+void rpc_server_use(struct rpc_server *s, struct rpc_server_use *out)
+{
+    struct pool_use p;
+
+    pool_use(s->pool, &p);
+    pthread_mutex_lock(&s->lock);
+    *out = (struct rpc_server_use){.unary = s->unary_live,
+                                   .streams = s->streams_live,
+                                   .streams_max = s->streams_max,
+                                   .pool_threads = p.threads,
+                                   .pool_busy = p.busy,
+                                   .pool_queued = p.queued};
+    pthread_mutex_unlock(&s->lock);
+}
+
 static bool has_calls(const struct rpc_server *s)
 {
     return s->unary_live + s->streams_live > 0;
@@ -717,6 +818,7 @@ void rpc_server_free(struct rpc_server *s, uint64_t grace_ms)
     pthread_mutex_lock(&s->lock);
     s->stopping = true;
     pthread_mutex_unlock(&s->lock);
+    rpc_acceptor_free(s->acceptor);
     RPC_TAG_PUT(&s->shutdown_tag);
     grpc_server_shutdown_and_notify(s->server, rpc_queue(), &s->shutdown_tag);
     pthread_mutex_lock(&s->lock);

@@ -13,6 +13,7 @@ struct pool {
     pthread_cond_t wake;
     struct list queue;
     bool closing;
+    unsigned queued, busy;
     unsigned n_threads;
     pthread_t threads[];
 };
@@ -33,10 +34,13 @@ static void *worker(void *arg)
             pthread_cond_wait(&p->wake, &p->lock);
             continue;
         }
+        p->queued--;
+        p->busy++;
         pthread_mutex_unlock(&p->lock);
         w = container_of(item, struct work, link);
         w->fn(w);
         pthread_mutex_lock(&p->lock);
+        p->busy--;
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
@@ -79,10 +83,19 @@ int pool_submit(struct pool *p, struct work *w, work_fn fn)
         rv = HEDGE_ECLOSED;
     } else {
         list_push(&p->queue, &w->link);
+        p->queued++;
         pthread_cond_signal(&p->wake);
     }
     pthread_mutex_unlock(&p->lock);
     return rv;
+}
+
+void pool_use(struct pool *p, struct pool_use *out)
+{
+    pthread_mutex_lock(&p->lock);
+    *out = (struct pool_use){
+        .threads = p->n_threads, .busy = p->busy, .queued = p->queued};
+    pthread_mutex_unlock(&p->lock);
 }
 
 void pool_free(struct pool *p)

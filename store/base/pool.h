@@ -23,6 +23,10 @@ struct work {
 /* Starts `n_threads` threads, named `name` for debuggers. */
 int pool_new(unsigned n_threads, const char *name, struct pool **out);
 int pool_submit(struct pool *p, struct work *w, work_fn fn);
+struct pool_use {
+    unsigned threads, busy, queued;
+};
+void pool_use(struct pool *p, struct pool_use *out);
 /* Refuses new work, runs what is queued, joins the threads. NULL is fine. */
 void pool_free(struct pool *p);
 

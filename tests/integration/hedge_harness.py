@@ -53,8 +53,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _live = set()  # Every process started and not yet reaped.
 _shared = set()  # Those of them that outlive one test.
-_stubs = {}
-_stubs_dir = None
+_stubs = None  # The directory.
 
 
 class Timeout(AssertionError):
@@ -82,25 +81,24 @@ signal.signal(signal.SIGTERM, _on_term)
 # --- the schema --------------------------------------------------------------
 
 
-def stubs(schema="hedge"):
-    """(hedge_pb2, hedge_pb2_grpc), or those of another schema of proto/;
-    generated once per run."""
-    global _stubs_dir
-    if _stubs_dir is None:
-        _stubs_dir = tempfile.mkdtemp(prefix="hedge-proto-")
-        atexit.register(shutil.rmtree, _stubs_dir, ignore_errors=True)
-        sys.path.insert(0, _stubs_dir)
-    if schema not in _stubs:
+def stubs(name="hedge"):
+    """(NAME_pb2, NAME_pb2_grpc) of proto/NAME.proto; all are generated once
+    per run."""
+    global _stubs
+    if _stubs is None:
+        _stubs = tempfile.mkdtemp(prefix="hedge-proto-")
+        atexit.register(shutil.rmtree, _stubs, ignore_errors=True)
+        protos = [p for p in os.listdir(os.path.join(ROOT, "proto"))
+                  if p.endswith(".proto")]
         subprocess.run(
             ["protoc", "-I", os.path.join(ROOT, "proto"),
-             "--python_out", _stubs_dir, "--grpc_python_out", _stubs_dir,
+             "--python_out", _stubs, "--grpc_python_out", _stubs,
              "--plugin=protoc-gen-grpc_python="
              + (shutil.which("grpc_python_plugin") or "grpc_python_plugin"),
-             f"{schema}.proto"], check=True, timeout=60)
-        importlib.invalidate_caches()
-        _stubs[schema] = (importlib.import_module(f"{schema}_pb2"),
-                          importlib.import_module(f"{schema}_pb2_grpc"))
-    return _stubs[schema]
+             *protos], check=True, timeout=60)
+        sys.path.insert(0, _stubs)
+    return (importlib.import_module(name + "_pb2"),
+            importlib.import_module(name + "_pb2_grpc"))
 
 
 def hedge_error(error):
@@ -326,7 +324,8 @@ def hedgectl(*args, node=None, json_output=False, data=None, timeout=60,
 
 
 class Node:
-    """One hedged. Options are flags without dashes: mem_limit="64M"."""
+    """One hedged. Options are flags without dashes: mem_limit="64M". With
+    http=True it serves HTTP on a port of its own, `http`."""
 
     def __init__(self, folder, group="test", engine=None, port=None,
                  **options):
@@ -346,6 +345,9 @@ class Node:
             "sync_interval": "500ms",
             **options,
         }
+        self.http = f"127.0.0.1:{self.port + 2}"
+        if self.options.get("http") is True:
+            self.options["http"] = self.http
         self.process = None
         self.expected_to_run = False
         self._channel = None

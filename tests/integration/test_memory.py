@@ -93,7 +93,9 @@ class Promise(MemoryTest):
                                        else ())) for i in range(4)]
             for result in self.end_all(jobs):
                 self.assert_done(result)
+            # With memory full there are blocks for few of them at a time.
             readers = [(hedgectl_start("sos", "read", f"w{i % 4}",
+                                       "--timeout", "90s",
                                        node=self.nodes[i // 4]), None)
                        for i in range(8)]
             for result in self.end_all(readers):
@@ -173,7 +175,9 @@ class Promise(MemoryTest):
             for i in range(1500):
                 node = self.nodes[i % 2]
                 list(node.store().Write(iter([
-                    pb.WriteRequest(open=pb.WriteOpen(name=f"s{i}")),
+                    pb.WriteRequest(open=pb.WriteOpen(
+                        name=f"s{i}",
+                        options=pb.StoreOptions(ttl_ms=3600_000))),
                     pb.WriteRequest(records=pb.Records(record=[b"x" * 300])),
                     pb.WriteRequest(commit=pb.WriteCommit())]), timeout=20))
             rows = self.one.ctl("sos", "ls", json_output=True).objects()

@@ -3,6 +3,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 
 from hedge_harness import (HEDGECTL, KIB, MIB, SharedTest, finish,
                            hedgectl_start, main, random_bytes, wait_until)
@@ -85,12 +86,28 @@ class RoundTrip(SharedTest):
         self.assertIn("No such file", missing.err)
         self.assert_status(self.first.ctl("sos", "stat", "y"), 3)
 
-    def test_unreadable_input(self):
-        # A directory can be opened but not read: the writer is given up.
-        result = self.first.ctl("sos", "write", "x", self.dir)
+    def test_directory_as_input(self):
+        """Refused before anything is made, by name or as standard input."""
+        named = self.first.ctl("sos", "write", "x", self.dir)
+        folder = os.open(self.dir, os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        given = finish(hedgectl_start("sos", "write", "x", node=self.first,
+                                      stdin=folder))
+        for result in (named, given):
+            self.assert_status(result, 1)
+            self.assertIn("Is a directory", result.err)
+            self.assertEqual(len(result.err.splitlines()), 1, result)
+            self.assert_status(self.first.ctl("sos", "read", "x"), 3)
+
+    def test_input_that_breaks(self):
+        """EIO once the store is open: the writer is given up."""
+        result = self.first.ctl("sos", "write", "x", "/proc/self/mem")
         self.addCleanup(self.first.ctl, "sos", "rm", "x")
         self.assert_status(result, 1)
-        self.assertIn("directory", result.err)
+        self.assertIn("reading the input: Input/output error", result.err)
+        wait_until("the node to notice", lambda: self.first.ctl(
+            "sos", "stat", "x", json_output=True).object()["state"]
+            == "aborted", 10)
         self.assert_status(self.first.ctl("sos", "read", "x"), 1)
 
     def test_line_longer_than_the_cut(self):
@@ -141,10 +158,19 @@ class RoundTrip(SharedTest):
     # --- appending ---
 
     def test_append(self):
-        self.write("x", b"one\n")
+        first = self.write("x", b"one\n")
         info = self.write("x", b"two\n", "--append")
         # The writer's part, not the store's.
         self.assertEqual((info["records"], info["bytes"]), (1, 4))
+        self.assertEqual([(t["blocks"], t["bytes"]) for t in info["tiers"]],
+                         [(1, 4)])
+        # A store's digest is the sum of its writers'.
+        stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
+        parts = [[int(i["digest"][k:k + 16], 16) for k in (0, 16)]
+                 for i in (first, info, stat)]
+        self.assertEqual([(a + b) % (1 << 64) for a, b in zip(*parts[:2])],
+                         parts[2])
+        self.assertEqual(sum(t["bytes"] for t in stat["tiers"]), 8)
         self.assertEqual(self.read("x"), b"one\ntwo\n")
         stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
         self.assertEqual((stat["records"], stat["bytes"]), (2, 8))
@@ -300,6 +326,21 @@ class RoundTrip(SharedTest):
 
     # --- slow data ---
 
+    def test_follow_before_there_is_a_store(self):
+        reader = hedgectl_start("sos", "read", "x", "--follow",
+                                node=self.first)
+        time.sleep(0.7)
+        self.assertIsNone(reader.poll())
+        self.write("x", b"one\n")
+        result = finish(reader)
+        self.assert_done(result)
+        self.assertEqual((result.stdout, result.err), (b"one\n", ""))
+        late = self.first.ctl("sos", "read", "y", "--follow", "--timeout",
+                              "600ms")
+        self.assert_status(late, 3)
+        self.assertIn('no store "y"', late.err)
+        self.assertGreater(late.seconds, 0.3)
+
     def test_follow_beside_a_slow_writer(self):
         writer = hedgectl_start("sos", "write", "x", node=self.first)
         self.addCleanup(self.first.ctl, "sos", "rm", "x")
@@ -343,6 +384,9 @@ class RoundTrip(SharedTest):
         wait_until("the first record", lambda: self.read("x") == b"first\n", 5)
         result = self.first.ctl("sos", "read", "x")
         self.assertIn("still being written", result.err)
+        stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
+        self.assertEqual((stat["state"], stat["records"], stat["bytes"]),
+                         ("open", 1, 6))
         self.assert_done(finish(writer))
 
 

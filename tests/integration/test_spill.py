@@ -4,7 +4,7 @@ import threading
 import time
 
 from hedge_harness import (KIB, MIB, SharedTest, finish, hedgectl_start, main,
-                           random_bytes, report, wait_until)
+                           random_bytes, report, stubs, wait_until)
 
 
 class Spill(SharedTest):
@@ -126,6 +126,11 @@ class Spill(SharedTest):
                 info = self.first.ctl("sos", "stat", "x",
                                       json_output=True).object()
                 self.assertEqual(info["tiers"], [])
+                self.assertEqual(info["discarded_bytes"], len(data))
+                self.assertGreater(info["discarded_blocks"], 80)
+                self.assertEqual(info["missing_copies"], 0)
+                self.assertIn("discarded ", self.first.ctl(
+                    "sos", "stat", "x").out)
                 again = self.first.ctl("sos", "read", "x")
                 self.assertNotEqual(again.status, 0)  # Never a short read.
                 self.assertIn("discarded", again.err)
@@ -133,15 +138,26 @@ class Spill(SharedTest):
                 self.assert_done(self.first.ctl("sos", "rm", "x"))
 
     def test_discard_while_it_is_written(self):
-        """More than the whole cluster holds, through it."""
+        """More than the whole cluster holds, through it; the reader is slower
+        than the writer, and what it makes room for is waited for."""
         data = random_bytes(8 * MIB) * 10
         writer = hedgectl_start("sos", "write", "x", node=self.first)
-        feeder = threading.Thread(target=self.feed, args=(writer, data))
-        feeder.start()
+        writer.stdin.write(data[:MIB])
+        writer.stdin.flush()
         wait_until("the store", lambda: self.first.ctl(
             "sos", "stat", "x").status == 0, 10)
-        got = self.assert_done(self.nodes[1].ctl(
-            "sos", "read", "x", "--follow", "--discard")).stdout
+        reader = hedgectl_start("sos", "read", "x", "--follow", "--discard",
+                                node=self.nodes[1])
+        wait_until("the reader", lambda: self.first.store().Stat(
+            stubs()[0].StoreRequest(name="x"), timeout=10).readers == 1, 10)
+        feeder = threading.Thread(target=self.feed, args=(writer, data[MIB:]))
+        feeder.start()
+        got = bytearray()
+        while chunk := reader.stdout.read(4 * MIB):
+            got += chunk
+            time.sleep(0.1)
+        reader.stdout.close()
+        self.assert_done(finish(reader))
         feeder.join()
         writer.stdin = None
         self.assert_done(finish(writer))

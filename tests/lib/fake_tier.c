@@ -365,6 +365,19 @@ static void fake_describe(struct tier *t, const struct tier_place *place,
     *kind = "memory";
 }
 
+static unsigned fake_nodes(struct tier *t)
+{
+    struct fake_tier *f = fake_of(t);
+    unsigned n = 0;
+
+    pthread_mutex_lock(&f->lock);
+    for (unsigned i = 0; i < f->n_units; i++) {
+        n += !f->units[i].gone;
+    }
+    pthread_mutex_unlock(&f->lock);
+    return n;
+}
+
 static void fake_free(struct tier *t)
 {
     struct fake_tier *f = fake_of(t);
@@ -399,6 +412,7 @@ static const struct tier_ops fake_ops = {.name = "fake",
                                          .use = fake_use,
                                          .describe = fake_describe,
                                          .lost = fake_lost,
+                                         .nodes = fake_nodes,
                                          .free = fake_free};
 
 /* --- life and knobs --- */

@@ -119,6 +119,7 @@ static struct sim_event *pop(struct sim *w)
 static void event_free(struct sim_event *ev)
 {
     mem_free(ev->members);
+    mem_free(ev->data);
     mem_free(ev);
 }
 
@@ -325,9 +326,15 @@ static void node_election(struct sim *w, struct sim_node *n,
     if (act.lost) {
         sim_say(w, "%s has lost token %" PRIu64 ": %s", n->id, act.lost_token,
                 election_lost_text(act.lost_reason));
+        if (w->on_lead != NULL) {
+            w->on_lead(w, n, 0);
+        }
     }
     if (act.won) {
         node_won(w, n, &act);
+        if (w->on_lead != NULL) {
+            w->on_lead(w, n, act.won_token);
+        }
     } else if (act.leader_changed) {
         node_follow(w, n);
     }
@@ -598,6 +605,9 @@ void sim_node_start(struct sim *w, struct sim_node *n)
         abort();
     }
     sim_say(w, "%s starts, incarnation %" PRIu64, n->id, n->incarnation);
+    if (w->on_life != NULL) {
+        w->on_life(w, n);
+    }
     node_election(w, n, &ev);
 }
 
@@ -618,6 +628,9 @@ void sim_node_died(struct sim *w, struct sim_node *n)
     streams_of_node_end(w, n->index);
     membership_free(n->m);
     n->m = NULL;
+    if (w->on_life != NULL) {
+        w->on_life(w, n);
+    }
 }
 
 void sim_node_stop(struct sim *w, struct sim_node *n)

@@ -11,8 +11,8 @@
 #ifndef TESTS_LIB_SIM_H
 #define TESTS_LIB_SIM_H
 
-#include "cluster/election.h"
-#include "cluster/membership.h"
+#include "cluster/group/election.h"
+#include "cluster/group/membership.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -54,6 +54,7 @@ struct sim_event {
     struct membership_report report;
     struct member *members;
     size_t n_members;
+    void *data;             /* The test's own; freed with the event. */
     struct sim_event *next; /* In the inbox of a stopped node. */
 };
 
@@ -106,6 +107,9 @@ struct sim {
     uint64_t wins, changes, events;
     void (*check)(struct sim *w); /* Before and after every event. */
     void (*on_test_event)(struct sim *w, struct sim_event *ev);
+    /* A node starts or stops to lead; it starts or ends. May be NULL. */
+    void (*on_lead)(struct sim *w, struct sim_node *n, uint64_t token);
+    void (*on_life)(struct sim *w, struct sim_node *n);
 };
 
 uint64_t sim_rnd(struct sim *w);

@@ -1,4 +1,4 @@
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 
 #include "store/base/mem.h"
 
@@ -462,6 +462,39 @@ static void test_the_link_is_tried_again(void **state)
     done(&f);
 }
 
+static void test_in_touch_with_a_leader(void **state)
+{
+    struct member l[1] = {member("b:1", 1)};
+    struct fixture f;
+
+    (void)state;
+    fresh(&f, "a:1");
+    assert_false(membership_is_in_group(f.m));
+    follow(&f, "b:1", 5);
+    assert_false(membership_is_in_group(f.m)); /* Nothing heard of it. */
+    assert_int_equal(list(&f, 4, 9, l, 1), 0);
+    assert_false(membership_is_in_group(f.m)); /* Of an older leader. */
+    assert_int_equal(list(&f, 5, 1, l, 1), 0);
+    assert_true(membership_is_in_group(f.m));
+    follow(&f, "b:1", 5); /* No news. */
+    assert_true(membership_is_in_group(f.m));
+    link_down(&f, 5, HEDGE_EUNAVAILABLE);
+    assert_false(membership_is_in_group(f.m));
+    f.now += INTERVAL;
+    tick(&f);
+    assert_true(f.out.connect);
+    assert_false(membership_is_in_group(f.m));
+    assert_int_equal(list(&f, 5, 1, l, 1), 0); /* The same list again. */
+    assert_true(membership_is_in_group(f.m));
+    follow(&f, "", 0);
+    assert_false(membership_is_in_group(f.m));
+    lead(&f, 6, 0);
+    assert_true(membership_is_in_group(f.m));
+    follow(&f, "b:1", 7);
+    assert_false(membership_is_in_group(f.m));
+    done(&f);
+}
+
 static void test_a_change_of_leader_is_no_storm(void **state)
 {
     struct fixture f;
@@ -684,6 +717,7 @@ int main(void)
         cmocka_unit_test(test_a_list_without_this_node),
         cmocka_unit_test(test_malformed_lists_change_nothing),
         cmocka_unit_test(test_the_link_is_tried_again),
+        cmocka_unit_test(test_in_touch_with_a_leader),
         cmocka_unit_test(test_a_change_of_leader_is_no_storm),
         cmocka_unit_test(test_pending_members_fall_to_silence),
         cmocka_unit_test(test_a_leader_that_knows_nobody_waits),

@@ -6,6 +6,7 @@
 
 #include <arpa/inet.h>
 #include <ftw.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +38,8 @@ static unsigned free_ports(void)
     static unsigned at;
 
     if (at == 0) {
-        at = 20000 + (unsigned)getpid() % 20000;
+        /* Below the range that outgoing connections take theirs from. */
+        at = 12000 + (unsigned)getpid() * 64 % 20000;
     }
     for (;;) {
         struct sockaddr_in a = {.sin_family = AF_INET};
@@ -133,6 +135,34 @@ static int teardown(void **state)
         hedge_node_stop(c->node[i]);
     }
     return nftw(c->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void says_who_it_is(void **state)
+{
+    struct cluster *c = *state;
+    struct hedge_error e = {0};
+    struct hedge_node *node;
+    struct hedge_options o;
+    volatile bool stop = true;
+    char text[256], listen[64], engine[128], data[128];
+
+    assert_true(hedge_node_is_running(c->node[0]));
+    assert_true(hedge_node_describe(c->node[0], text, sizeof text) > 0);
+    assert_non_null(strstr(text, hedge_node_name(c->node[0])));
+    assert_true(hedge_node_describe(c->node[0], NULL, 0) > 0);
+
+    hedge_options_init(&o);
+    (void)snprintf(listen, sizeof listen, "127.0.0.1:%u", free_ports());
+    (void)snprintf(engine, sizeof engine, "lmdb:%s/alone", c->dir);
+    (void)snprintf(data, sizeof data, "%s/alone-data", c->dir);
+    o.listen = listen;
+    o.engine = engine;
+    o.data_dir = data;
+    o.mem_limit = 16 * MIB;
+    assert_int_equal(hedge_node_run(&o, &stop, &node, &e), 0);
+    assert_null(node);
+    o.listen = "nowhere";
+    assert_int_equal(hedge_node_run(&o, &stop, NULL, &e), HEDGE_EINVAL);
 }
 
 static void one_leader(void **state)
@@ -379,9 +409,58 @@ static void errors_at_start(void **state)
     }
 }
 
+static atomic_uint log_lines, log_wrong;
+
+static void count_line(void *data, enum hedge_log_level level, const char *area,
+                       const char *text)
+{
+    atomic_fetch_add(&log_lines, 1);
+    if (data != &log_lines || level < HEDGE_LOG_INFO || area[0] == '\0' ||
+        text[0] == '\0') {
+        atomic_fetch_add(&log_wrong, 1);
+    }
+}
+
+/* The last of the tests: from here on the process logs there. */
+static void the_program_gets_the_log(void **state)
+{
+    struct cluster *c = *state;
+    struct hedge_error e = {0};
+    struct hedge_options o;
+    struct hedge_node *n;
+    char listen[64], data[128];
+    char engine[160];
+    unsigned lines;
+
+    hedge_options_init(&o);
+    (void)snprintf(listen, sizeof listen, "127.0.0.1:%u", free_ports());
+    (void)snprintf(data, sizeof data, "%s/logs", c->dir);
+    (void)snprintf(engine, sizeof engine, "lmdb:%s/logs-engine", c->dir);
+    o.listen = listen;
+    o.data_dir = data;
+    o.engine = engine;
+    o.mem_limit = 16 * MIB;
+    o.log = count_line;
+    o.log_data = &log_lines;
+    o.log_level = HEDGE_LOG_INFO;
+    assert_int_equal(hedge_node_start(&o, &n, &e), 0);
+    for (unsigned i = 0; i < WAIT_MS / 10 && !hedge_has_lock(n, NULL); i++) {
+        nap(10);
+    }
+    hedge_node_stop(n);
+    lines = atomic_load(&log_lines);
+    assert_true(lines > 0);
+    o.log_level = HEDGE_LOG_OFF;
+    assert_int_equal(hedge_node_start(&o, &n, &e), 0);
+    hedge_node_stop(n);
+    assert_int_equal(atomic_load(&log_lines), lines);
+    assert_int_equal(atomic_load(&log_wrong), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(says_who_it_is),
         cmocka_unit_test(one_leader),
         cmocka_unit_test(a_store_spans_the_cluster),
         cmocka_unit_test(a_writer_elsewhere),
@@ -389,6 +468,7 @@ int main(void)
         cmocka_unit_test(options_that_differ),
         cmocka_unit_test(errors_at_start),
         cmocka_unit_test(a_clean_stop_hands_over),
+        cmocka_unit_test(the_program_gets_the_log),
     };
 
     hedge_process_setup();

@@ -4,6 +4,8 @@
 #include "tests/lib/check.h"
 #include "tests/lib/sos_box.h"
 
+#include <pthread.h>
+
 static const struct record_shape shape = {.seed = 5, .min = 100, .max = 9000};
 
 #define RECORDS 300
@@ -163,7 +165,8 @@ static void from_disk_with_memory_full(void **state)
     (void)state;
     box_open(&b, &(struct box_options){.disk = 64 << 20, .nodes = 2});
     fill = box_store(&b, "fill", &o);
-    assert_int_equal(box_write(fill, &shape, RECORDS).closed, 0);
+    assert_int_equal(box_write(fill, &shape, 10 * RECORDS).closed, 0);
+    assert_true(box_used(fill, "disk") > 0); /* Memory is full. */
     o.replicas = 2;
     o.mem_limit = 1;
     store = box_store(&b, "x", &o);
@@ -176,6 +179,49 @@ static void from_disk_with_memory_full(void **state)
     await_blocks(&b, 1, n);
     box_expect(store, &shape, &r.manifest);
     sos_store_unref(fill);
+    sos_store_unref(store);
+    box_close(&b);
+}
+
+static void *read_all(void *arg)
+{
+    struct sos_store *store = arg;
+    static int end;
+
+    end = box_read(store, &shape, NULL, NULL, NULL);
+    return &end;
+}
+
+/* A reader waits for the lost copy while it is made again; then the copy that
+ * it knew beside it goes as well. */
+static void under_a_reader_that_waits(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct sos_store *store;
+    struct fake_unit u;
+    pthread_t reader;
+    void *end;
+    struct box b;
+
+    (void)state;
+    box_open(&b, &(struct box_options){.nodes = 3});
+    o.replicas = 2;
+    o.mem_limit = 1;
+    store = box_store(&b, "x", &o);
+    assert_int_equal(box_write(store, &shape, 3).closed, 0);
+    assert_int_equal(blocks_on(&b, 0) + blocks_on(&b, 1), 2);
+    u = fake_tier_unit(b.remote, 0);
+    u.delay_ms = 1000;
+    u.get_status = HEDGE_ELOST;
+    fake_tier_set(b.remote, 0, &u);
+    assert_int_equal(pthread_create(&reader, NULL, read_all, store), 0);
+    clock_sleep_ms(300);
+    set_gone(&b, 0);
+    await_blocks(&b, 2, 1);
+    fake_tier_lose(b.remote, 1);
+    pthread_join(reader, &end);
+    assert_int_equal(*(int *)end, HEDGE_EEND);
+    await_blocks(&b, 0, 0);
     sos_store_unref(store);
     box_close(&b);
 }
@@ -208,6 +254,7 @@ int main(void)
         cmocka_unit_test(while_readers_discard),
         cmocka_unit_test(two_nodes_at_once),
         cmocka_unit_test(from_disk_with_memory_full),
+        cmocka_unit_test(under_a_reader_that_waits),
         cmocka_unit_test(no_room_for_it),
     };
 

@@ -121,6 +121,40 @@ static void full_everywhere(void **state)
     }
 }
 
+/* What found no place but the one where it was is stored: only who goes on
+ * writing is told that all is full. */
+static void a_last_block_without_a_place_is_stored(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct box_result r;
+    struct sos_store *s;
+    struct box b;
+
+    (void)state;
+    o.mem_limit = 1;
+    box_open(&b, &(struct box_options){0});
+    s = box_store(&b, "tiny", &o);
+    r = box_write(s, &small, 3);
+    assert_int_equal(r.closed, 0);
+    assert_int_equal(r.manifest.records, 3);
+    box_expect(s, &small, &r.manifest);
+    sos_remove(s);
+    sos_store_unref(s);
+    s = box_store(&b, "more", &o);
+    r = box_write(s, &small, 1000);
+    assert_int_equal(r.closed, HEDGE_EFULL);
+    box_expect(s, &small, &r.manifest);
+    sos_remove(s);
+    sos_store_unref(s);
+    o.replicas = 2; /* One copy of two is not what was asked for. */
+    s = box_store(&b, "twice", &o);
+    r = box_write(s, &small, 3);
+    assert_int_equal(r.closed, HEDGE_EFULL);
+    assert_non_null(strstr(r.error.text, "the group has 1 node"));
+    sos_store_unref(s);
+    box_close(&b);
+}
+
 /* A store that goes makes room for one that is being written: no EFULL. */
 static void removed_stores_make_room_at_once(void **state)
 {
@@ -521,6 +555,7 @@ int main(void)
         cmocka_unit_test(spills_to_disk),
         cmocka_unit_test(spills_to_other_nodes),
         cmocka_unit_test(full_everywhere),
+        cmocka_unit_test(a_last_block_without_a_place_is_stored),
         cmocka_unit_test(removed_stores_make_room_at_once),
         cmocka_unit_test(records_larger_than_memory),
         cmocka_unit_test(store_limits),

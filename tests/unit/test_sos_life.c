@@ -86,6 +86,96 @@ static void load_process_discard(void **state)
     box_close(&b);
 }
 
+struct slow_reader {
+    pthread_t thread;
+    struct reader *r;
+    struct record_check check;
+    unsigned pause_ms; /* At each block. */
+    int end;
+};
+
+static void *read_slowly(void *arg)
+{
+    struct slow_reader *slow = arg;
+    struct piece p;
+
+    while ((slow->end = reader_next(slow->r, 20000, &p)) == 0) {
+        record_check_piece(&slow->check, &p);
+        if (p.first && slow->r->at == slow->r->seg.stop) {
+            clock_sleep_ms(slow->pause_ms);
+        }
+    }
+    return NULL;
+}
+
+/* The writer is much faster and all tiers are small: it waits for the reader,
+ * with or without a disk and other nodes. */
+static void a_full_house_waits_for_what_is_discarded(void **state)
+{
+    const struct sos_read_options o = {.discard = true, .follow = true};
+    const struct box_options houses[] = {
+        {.blocks = 16},
+        {.disk = 1 << 20},
+        {.nodes = 1, .node_limit = 1 << 20},
+    };
+
+    (void)state;
+    alarm(60);
+    for (unsigned i = 0; i < sizeof houses / sizeof houses[0]; i++) {
+        struct slow_reader slow = {.pause_ms = 2};
+        struct box_result w;
+        struct sos_store *s;
+        struct box b;
+
+        box_open(&b, &houses[i]);
+        s = box_store(&b, "x", NULL);
+        slow.r = box_reader(s, &o);
+        record_check_init(&slow.check, &small);
+        assert_int_equal(pthread_create(&slow.thread, NULL, read_slowly, &slow),
+                         0);
+        w = box_write(s, &small, 5000); /* 3 MB. */
+        pthread_join(slow.thread, NULL);
+        assert_int_equal(w.closed, 0);
+        assert_int_equal(slow.end, HEDGE_EEND);
+        assert_int_equal(slow.check.records, 5000);
+        box_reader_free(slow.r);
+        box_expect_empty(&b);
+        sos_store_unref(s);
+        box_close(&b);
+    }
+    alarm(0);
+}
+
+/* What another store's reader gives back does not help under limits of one's
+ * own, and a reader that has gone helps for a moment only. */
+static void what_is_not_discarded_is_full(void **state)
+{
+    struct sos_store_options limited = box_defaults();
+    struct sos_store *read, *s;
+    uint64_t start;
+    struct reader *r;
+    struct box b;
+
+    (void)state;
+    alarm(60);
+    limited.mem_limit = BOX_BLOCK;
+    box_open(&b, &(struct box_options){.drain_ms = 5000});
+    read = box_store(&b, "read", NULL);
+    r = box_reader(read, &discard);
+    s = box_store(&b, "limited", &limited);
+    start = clock_mono_ms();
+    assert_int_equal(box_write(s, &small, 10000).closed, HEDGE_EFULL);
+    assert_true(clock_mono_ms() - start < 3000);
+    sos_remove(s);
+    sos_store_unref(s);
+    box_reader_free(r);
+    assert_int_equal(box_write(read, &small, 10000).closed, HEDGE_EFULL);
+    assert_true(clock_mono_ms() - start < 8000);
+    sos_store_unref(read);
+    box_close(&b);
+    alarm(0);
+}
+
 /* Two readers in step, one of which discards: the other gets each record right
  * or an error, and nothing is dropped while it is read. */
 static void discarding_under_a_reader(void **state)
@@ -497,6 +587,63 @@ static void expires(void **state)
     box_close(&b);
 }
 
+/* --- stores of this node alone --- */
+
+static void count_store(void *ctx, struct sos_store *store)
+{
+    (void)store;
+    ++*(unsigned *)ctx;
+}
+
+static void local_stores(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct hedge_error e = {0};
+    struct sos_store *own, *local, *found;
+    struct sos_figures figures;
+    unsigned seen = 0;
+    struct box b;
+
+    (void)state;
+    o.local = true;
+    o.closed_ttl_ms = 3600000;
+    box_open(&b, &three_tiers);
+    local = box_store(&b, "x", &o);
+    assert_int_equal(sos_find(b.sos, "x", &found, &e), HEDGE_ENOTFOUND);
+    own = box_store(&b, "x", NULL); /* Another name space. */
+    assert_int_equal(sos_find(b.sos, "x", &found, &e), 0);
+    assert_ptr_equal(found, own);
+    sos_store_unref(found);
+    assert_int_equal(sos_find_local(b.sos, "x", &found, &e), 0);
+    assert_ptr_equal(found, local);
+    sos_store_unref(found);
+    assert_int_equal(sos_find_local(b.sos, "y", &found, &e), HEDGE_ENOTFOUND);
+    assert_int_equal(sos_each(b.sos, count_store, &seen), 0);
+    assert_int_equal(seen, 1);
+    /* It is full when this node is; nothing goes to the others. */
+    assert_int_equal(box_write(local, &spans, 3000).closed, HEDGE_EFULL);
+    assert_int_equal(box_used(local, NULL), 0);
+    sos_figures(b.sos, &figures);
+    assert_int_equal(figures.remote.puts, 0);
+    assert_true(figures.disk.puts > 0);
+    assert_int_equal(figures.writers_full, 1);
+    sos_remove(own);
+    sos_store_unref(own);
+    /* Resumed, it stays; ended, it goes, and nobody is told. */
+    sos_store_end(local, 100);
+    sos_store_resume(local);
+    clock_sleep_ms(600);
+    assert_int_equal(sos_find_local(b.sos, "x", &found, &e), 0);
+    sos_store_unref(found);
+    sos_store_end(local, 100);
+    sos_store_unref(local);
+    box_expect_empty(&b);
+    assert_int_equal(sos_find_local(b.sos, "x", &found, &e), HEDGE_ENOTFOUND);
+    assert_int_equal(sos_find(b.sos, "x", &found, &e), HEDGE_ENOTFOUND);
+    assert_int_equal(b.n_expired, 0);
+    box_close(&b);
+}
+
 /* --- writers that vanish --- */
 
 static void aborted_after_the_whole_records(void **state)
@@ -713,6 +860,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(discarding_frees_every_tier),
         cmocka_unit_test(load_process_discard),
+        cmocka_unit_test(a_full_house_waits_for_what_is_discarded),
+        cmocka_unit_test(what_is_not_discarded_is_full),
         cmocka_unit_test(discarding_under_a_reader),
         cmocka_unit_test(far_readers_say_when),
         cmocka_unit_test(the_last_reader_drops),
@@ -725,6 +874,7 @@ int main(void)
         cmocka_unit_test(a_wrong_claim_aborts),
         cmocka_unit_test(foreign_blocks_are_refused),
         cmocka_unit_test(replicas_are_made),
+        cmocka_unit_test(local_stores),
         cmocka_unit_test(a_lost_copy_costs_nothing),
         cmocka_unit_test(a_wrong_copy_costs_nothing),
         cmocka_unit_test(too_few_nodes_for_the_copies),
