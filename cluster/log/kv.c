@@ -12,8 +12,11 @@
 #define TURN_MS 5000u
 /* Those who were just answered mostly come again at once, and waiting for them
  * saves them a commit. It ends when nobody has come for this part of what a
- * commit takes. */
+ * commit takes. Where they need longer than a commit (a client far away, or a
+ * slow one) it is better to let them wait by turns, half of them while the
+ * others are on their way: then it is tried again after so many commits. */
 #define GAP_PART 8u
+#define GATHER_AGAIN 64u
 #define GAP_MIN_NS 50000u
 #define GAP_MAX_NS 500000u
 
@@ -154,14 +157,15 @@ static void gather(struct kv *kv)
 {
     uint64_t commit_ns = kv->last_commit_ns, now_ns = clock_mono_ns();
     uint64_t until_ns = now_ns + commit_ns, gap_ns = commit_ns / GAP_PART;
-    size_t before, wanted;
+    size_t before, returning = atomic_load(&kv->last_batch);
+    size_t wanted = kv->n_queued + returning;
 
-    if (kv->last_batch < 2) {
+    if (returning < 2 || kv->gather_later > 0) {
+        kv->gather_later -= kv->gather_later > 0;
         return;
     }
     gap_ns = gap_ns < GAP_MIN_NS ? GAP_MIN_NS : gap_ns;
     gap_ns = gap_ns > GAP_MAX_NS ? GAP_MAX_NS : gap_ns;
-    wanted = kv->n_queued + kv->last_batch;
     do {
         before = kv->n_queued;
         atomic_store(&kv->gather_for, wanted - before);
@@ -174,6 +178,10 @@ static void gather(struct kv *kv)
              now_ns < until_ns && !kv->closing);
     atomic_store(&kv->gather_for, 0);
     kv_open_inbox(kv);
+    if (kv->n_queued < wanted - wanted / 4 ||
+        now_ns - kv->last_end_ns > commit_ns) {
+        kv->gather_later = GATHER_AGAIN;
+    }
 }
 
 static void note_revision(struct kv *kv, const struct engine_put *puts,
@@ -184,6 +192,62 @@ static void note_revision(struct kv *kv, const struct engine_put *puts,
     if (last > atomic_load(&kv->revision)) {
         atomic_store(&kv->revision, last);
     }
+}
+
+/* By who is `busy`. */
+static void note_commit(struct kv *kv, uint64_t start_ns, size_t ops)
+{
+    kv->last_end_ns = clock_mono_ns();
+    kv->last_commit_ns = kv->last_end_ns - start_ns;
+    atomic_store(&kv->last_batch, ops);
+}
+
+/* What an append may wait for its turn. */
+static uint64_t turn_ms(uint64_t deadline_ms)
+{
+    uint64_t left = left_ms(deadline_ms);
+
+    return left < TURN_MS ? left : TURN_MS;
+}
+
+bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
+{
+    uint64_t token = 0, start_ns;
+    bool mine;
+    int rv;
+
+    /* Many callers are not to meet at the lock. */
+    if (atomic_load(&kv->last_batch) > 1 || atomic_load(&kv->inbox) != NULL) {
+        return false;
+    }
+    pthread_mutex_lock(&kv->lock);
+    mine = kv->leading && !kv->busy && !kv->closing && kv->n_queued == 0 &&
+           kv->o.leads(kv->o.ctx, &token) && token == kv->raised &&
+           fits(op, token);
+    kv->busy = kv->busy || mine;
+    pthread_mutex_unlock(&kv->lock);
+    if (!mine) {
+        return false;
+    }
+    start_ns = clock_mono_ns();
+    rv = engine_append(kv->o.engine, token, kv->o.id, op->puts, op->n,
+                       turn_ms(op->deadline_ms), &op->error);
+    if (rv == 0) {
+        note_revision(kv, op->puts, op->n);
+    }
+    pthread_mutex_lock(&kv->lock);
+    note_commit(kv, start_ns, 1);
+    kv->busy = false;
+    kv->n_transactions += rv == 0;
+    kv->n_puts += rv == 0 ? op->n : 0;
+    if (kv->n_queued > 0 || atomic_load(&kv->inbox) != NULL) {
+        pthread_cond_signal(&kv->work);
+    }
+    pthread_cond_broadcast(&kv->news);
+    pthread_mutex_unlock(&kv->lock);
+    *status = rv;
+    /* What may pass is the committer's to try again. */
+    return rv != HEDGE_ETIMEDOUT && rv != HEDGE_EFENCED;
 }
 
 /* With kv->lock held. */
@@ -202,20 +266,20 @@ static void commit(struct kv *kv, uint64_t token)
         return;
     }
     (void)atomic_fetch_xor(&kv->forming, 1);
+    kv->busy = true;
     pthread_mutex_unlock(&kv->lock);
-    timeout_ms = left_ms(deadline_ms);
-    timeout_ms = timeout_ms < TURN_MS ? timeout_ms : TURN_MS;
+    timeout_ms = turn_ms(deadline_ms);
     copy_in(kv->batch, &batch);
     start_ns = clock_mono_ns();
     rv = engine_append(kv->o.engine, token, kv->o.id, kv->batch, n, timeout_ms,
                        &e);
-    kv->last_commit_ns = clock_mono_ns() - start_ns;
-    kv->last_batch = ops;
+    note_commit(kv, start_ns, ops);
     if (rv == 0) {
         copy_out(kv->batch, &batch);
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
+    kv->busy = false;
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? n : 0;
     if (rv == HEDGE_ETIMEDOUT) {
@@ -234,10 +298,27 @@ static void commit(struct kv *kv, uint64_t token)
     }
 }
 
+/* With kv->lock held, which is dropped meanwhile. */
+static void raise_term(struct kv *kv, uint64_t token)
+{
+    struct hedge_error e = {0};
+    int rv;
+
+    kv->busy = true;
+    pthread_mutex_unlock(&kv->lock);
+    rv = engine_append(kv->o.engine, token, kv->o.id, NULL, 0, TURN_MS, &e);
+    pthread_mutex_lock(&kv->lock);
+    kv->busy = false;
+    if (rv != 0) {
+        log_warn("kv", "raising the term: %s", e.text);
+    }
+    kv->raised = token; /* Each append does it again. */
+}
+
 static void *committer_main(void *arg)
 {
     struct kv *kv = arg;
-    uint64_t token = 0, raised = 0;
+    uint64_t token = 0;
 
     pthread_mutex_lock(&kv->lock);
     while (!kv->closing || kv->n_queued > 0) {
@@ -247,18 +328,12 @@ static void *committer_main(void *arg)
             kv->leading = leads;
             pthread_cond_broadcast(&kv->far);
         }
-        if (leads && token != raised) {
-            struct hedge_error e = {0};
-            int rv;
-
-            pthread_mutex_unlock(&kv->lock);
-            rv = engine_append(kv->o.engine, token, kv->o.id, NULL, 0, TURN_MS,
-                               &e);
-            pthread_mutex_lock(&kv->lock);
-            if (rv != 0) {
-                log_warn("kv", "raising the term: %s", e.text);
-            }
-            raised = token; /* Each append does it again. */
+        if (kv->busy) { /* A caller commits by itself. */
+            (void)kv_sleep_ms(&kv->work, &kv->lock, RETRY_MS);
+            continue;
+        }
+        if (leads && token != kv->raised) {
+            raise_term(kv, token);
             continue;
         }
         if (kv_weed(kv, leads, token)) {
@@ -266,7 +341,9 @@ static void *committer_main(void *arg)
         }
         if (leads && kv->n_queued > 0) {
             gather(kv);
-            commit(kv, token);
+            if (!kv->busy) {
+                commit(kv, token);
+            }
         } else if (!kv->closing && atomic_load(&kv->inbox) == NULL) {
             (void)kv_sleep_ms(&kv->work, &kv->lock,
                               kv->n_queued > 0 ? RETRY_MS : IDLE_MS);

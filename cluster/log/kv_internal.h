@@ -50,6 +50,8 @@ struct kv {
     size_t n_queued;                 /* Operations. */
     uint64_t n_puts, n_transactions; /* Committed. */
     bool closing, leading;
+    bool busy;       /* Somebody commits. */
+    uint64_t raised; /* The token that the term has been raised to. */
 
     /* What calls that wait sleep on, by turns: those that come during a commit
      * are not woken by its end. */
@@ -59,14 +61,21 @@ struct kv {
     struct list done; /* For the completer. */
     pthread_cond_t to_complete;
 
-    /* The committer's own. */
-    size_t last_batch;
-    uint64_t last_commit_ns;
-    struct engine_put *batch;
+    atomic_size_t last_batch;             /* Operations of the last commit, */
+    uint64_t last_commit_ns, last_end_ns; /* how long it took, and its end. */
+    unsigned gather_later;                /* Not in the next so many commits. */
+    struct engine_put *batch;             /* The committer's. */
 
     unsigned n_threads;
     pthread_t threads[FORWARDERS + 2];
 };
+
+/* --- kv.c --- */
+
+/* When nobody else is there, the caller commits by itself, which saves it two
+ * changes of threads. false: it has to wait in line; else *status is how it
+ * ended. */
+bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status);
 
 /* --- kv_ops.c --- */
 

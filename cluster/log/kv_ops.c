@@ -403,11 +403,18 @@ int kv_submit(struct kv *kv, struct kv_op *op, struct hedge_error *e)
 /* Wait for room in the queue, then for the end. */
 static int run_sync(struct kv *kv, struct sync_op *s, struct hedge_error *e)
 {
+    bool done;
     int rv;
 
     assert(s->op.n <= KV_BATCH_PUTS);
     s->op.done = on_sync_done;
     op_init(&s->op);
+    (void)atomic_fetch_add(&kv->n_live, 1);
+    done = kv_commit_here(kv, &s->op, &rv);
+    (void)atomic_fetch_sub(&kv->n_live, 1);
+    if (done) {
+        return rv == 0 ? 0 : error_set(e, rv, "%s", s->op.error.text);
+    }
     atomic_init(&s->done, false);
     /* Which of the two it is matters for speed alone. */
     s->word = atomic_load(&kv->forming);
