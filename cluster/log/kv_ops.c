@@ -14,6 +14,8 @@
 
 #define FOLLOW_MIN_MS 2u
 #define FOLLOW_MAX_MS 20u
+/* Waking more than these is the completer's: it takes as long as a commit. */
+#define TELL_HERE_MAX 4u
 
 /* --- small things -----------------------------------------------------------
  */
@@ -110,26 +112,6 @@ void kv_op_end(struct kv *kv, struct kv_op *op, int status,
     list_push(ended, &op->link);
 }
 
-/* With kv->lock held, which is dropped meanwhile. `done` may end the life of
- * the operation. */
-static void tell(struct kv *kv, struct list *ended)
-{
-    size_t n = 0;
-    struct list *l;
-
-    pthread_mutex_unlock(&kv->lock);
-    while ((l = list_pop(ended)) != NULL) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        n++;
-        op->done(op, op->status);
-    }
-    pthread_mutex_lock(&kv->lock);
-    (void)atomic_fetch_sub(&kv->n_live, n);
-    pthread_cond_broadcast(&kv->settled);
-    pthread_cond_broadcast(&kv->news);
-}
-
 /* A call that waits. Those of a batch wait on one word, so that one call to
  * the kernel wakes them all: waking 256 threads one by one takes longer than a
  * commit. */
@@ -167,35 +149,56 @@ static void await_done(struct kv *kv, struct sync_op *s)
     }
 }
 
+/* With kv->lock held, which is dropped meanwhile. `done` may end the life of
+ * the operation. */
+static void tell(struct kv *kv, struct list *ended)
+{
+    bool words[2] = {false, false};
+    struct list *l;
+    size_t n = 0;
+
+    pthread_mutex_unlock(&kv->lock);
+    while ((l = list_pop(ended)) != NULL) {
+        struct kv_op *op = container_of(l, struct kv_op, link);
+
+        n++;
+        if (op->done == on_sync_done) {
+            words[container_of(op, struct sync_op, op)->word] = true;
+        }
+        op->done(op, op->status);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        if (words[i]) {
+            wake_all(&kv->words[i]);
+        }
+    }
+    pthread_mutex_lock(&kv->lock);
+    (void)atomic_fetch_sub(&kv->n_live, n);
+    pthread_cond_broadcast(&kv->settled);
+    pthread_cond_broadcast(&kv->news);
+}
+
 void kv_hand_out(struct kv *kv, struct list *ended)
 {
-    bool words[2] = {false, false}, rest = false;
     struct list here, *l, *tmp;
+    unsigned n = 0;
 
     list_init(&here);
     list_foreach_safe (l, tmp, ended) {
         struct kv_op *op = container_of(l, struct kv_op, link);
 
         list_remove(l);
-        if (op->done == on_sync_done) {
-            words[container_of(op, struct sync_op, op)->word] = true;
+        if (op->done == on_sync_done && ++n <= TELL_HERE_MAX) {
             list_push(&here, l);
         } else {
             list_push(&kv->done, l);
-            rest = true;
         }
     }
-    if (rest) {
+    if (!list_empty(&kv->done)) {
         pthread_cond_signal(&kv->to_complete);
     }
-    if (list_empty(&here)) {
-        return;
-    }
-    tell(kv, &here);
-    for (unsigned i = 0; i < 2; i++) {
-        if (words[i]) {
-            wake_all(&kv->words[i]);
-        }
+    if (!list_empty(&here)) {
+        tell(kv, &here);
     }
 }
 
