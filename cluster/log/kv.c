@@ -250,6 +250,47 @@ bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
     return rv != HEDGE_ETIMEDOUT && rv != HEDGE_EFENCED;
 }
 
+/* May one operation of a batch have made all of it fail? Then nothing was
+ * written. */
+static bool may_be_one(int rv)
+{
+    return rv == HEDGE_ECORRUPT || rv == HEDGE_ENOSPC || rv == HEDGE_ETOOBIG ||
+           rv == HEDGE_EINVAL;
+}
+
+/* With kv->lock held, which is dropped meanwhile: each operation in a
+ * transaction of its own. */
+static void commit_apart(struct kv *kv, struct list *batch, uint64_t token)
+{
+    struct list ended, again, *l;
+
+    list_init(&ended);
+    list_init(&again);
+    while ((l = list_pop(batch)) != NULL) {
+        struct kv_op *op = container_of(l, struct kv_op, link);
+        int rv;
+
+        pthread_mutex_unlock(&kv->lock);
+        rv = engine_append(kv->o.engine, token, kv->o.id, op->puts, op->n,
+                           turn_ms(op->deadline_ms), &op->error);
+        if (rv == 0) {
+            note_revision(kv, op->puts, op->n);
+        }
+        pthread_mutex_lock(&kv->lock);
+        kv->n_transactions += rv == 0;
+        kv->n_puts += rv == 0 ? op->n : 0;
+        if (rv == HEDGE_ETIMEDOUT || rv == HEDGE_EFENCED) {
+            list_push(&again, l);
+        } else {
+            kv_op_end(kv, op, rv, NULL, &ended);
+        }
+    }
+    put_back(kv, &again);
+    if (!list_empty(&ended)) {
+        kv_hand_out(kv, &ended);
+    }
+}
+
 /* With kv->lock held. */
 static void commit(struct kv *kv, uint64_t token)
 {
@@ -279,9 +320,14 @@ static void commit(struct kv *kv, uint64_t token)
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
-    kv->busy = false;
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? n : 0;
+    if (may_be_one(rv) && ops > 1) {
+        commit_apart(kv, &batch, token);
+        kv->busy = false;
+        return;
+    }
+    kv->busy = false;
     if (rv == HEDGE_ETIMEDOUT) {
         retry(kv, &batch, &e, false, timeout_ms >= TURN_MS);
     } else if (rv == HEDGE_EFENCED) {
