@@ -71,6 +71,7 @@ struct kv_op {
     struct hedge_error error; /* Out. */
     /* The kv's: */
     struct list link;
+    struct kv_op *next;
     size_t bytes, charge; /* Of the budget. */
     bool sent;            /* It may have reached a leader. */
     int status;

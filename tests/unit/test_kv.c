@@ -28,6 +28,7 @@ static struct fake {
     unsigned pause_ms;
     bool blocked; /* Appends wait, up to their time. */
     int fail, fail_times;
+    bool poison; /* The key "poison" meets a damaged row. */
     unsigned char ids[64][ENGINE_REQUEST_SIZE];
     uint64_t id_revision[64];
     unsigned n_ids;
@@ -69,6 +70,17 @@ static int append_all(struct engine_put *puts, size_t n)
     return 0;
 }
 
+static bool has_key(const struct engine_put *puts, size_t n, const char *key)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (puts[i].key_len == strlen(key) &&
+            memcmp(puts[i].key, key, puts[i].key_len) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int fake_append(void *ctx, uint64_t token, const char *leader,
                        struct engine_put *puts, size_t n, uint64_t timeout_ms,
                        struct hedge_error *e)
@@ -87,6 +99,8 @@ static int fake_append(void *ctx, uint64_t token, const char *leader,
     }
     if (fake.blocked) {
         rv = error_set(e, HEDGE_ETIMEDOUT, "process 77 is at it");
+    } else if (fake.poison && has_key(puts, n, "poison")) {
+        rv = error_set(e, HEDGE_ECORRUPT, "a damaged row");
     } else if (fake.fail_times > 0 && n > 0) {
         fake.fail_times--;
         rv = error_set(e, fake.fail, "the test says so");
@@ -592,6 +606,32 @@ static void test_slow_readers(void **state)
     kv_release(kv, 500);
 }
 
+/* One that meets a damaged row is not the others' fault. */
+static void test_one_fails(void **state)
+{
+    struct async a[5];
+
+    (void)state;
+    start(true, 1 << 20);
+    SET(poison, true);
+    SET(blocked, true);
+    for (unsigned i = 0; i < 5; i++) {
+        async_init(&a[i], 10);
+        if (i == 2) {
+            a[i].put.key = "poison";
+            a[i].put.key_len = 6;
+        }
+        assert_int_equal(kv_submit(kv, &a[i].op, &err), 0);
+    }
+    SET(blocked, false);
+    for (unsigned i = 0; i < 5; i++) {
+        await(&a[i]);
+        assert_int_equal(a[i].status, i == 2 ? HEDGE_ECORRUPT : 0);
+    }
+    assert_string_equal(a[2].op.error.text, "a damaged row");
+    assert_int_equal(fake.revision, 4);
+}
+
 static void test_stop(void **state)
 {
     struct async a[2];
@@ -674,6 +714,7 @@ int main(void)
         T(test_deposed),
         T(test_submit),
         T(test_slow_readers),
+        T(test_one_fails),
         T(test_stop),
         T(test_wait),
         T(test_no_memory),
