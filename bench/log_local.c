@@ -119,12 +119,15 @@ static void raw_put(struct raw *r, MDB_txn *txn, unsigned caller, unsigned i)
 /* --- 256 callers ------------------------------------------------------------
  */
 
+static pthread_barrier_t all_there;
+
 static void *caller_main(void *arg)
 {
     unsigned caller = *(unsigned *)arg;
     struct hedge_error e;
     char key[KEY_SIZE];
 
+    (void)pthread_barrier_wait(&all_there);
     for (unsigned i = 0; i < PUTS_EACH; i++) {
         must(hedge_put(node, key, key_of(key, caller, i), value, VALUE, 0,
                        TIMEOUT_MS, NULL, &e),
@@ -138,8 +141,9 @@ static double put_ours(void)
     pthread_t threads[CALLERS];
     unsigned numbers[CALLERS];
     pthread_attr_t attr;
-    uint64_t start = clock_mono_ns();
+    uint64_t start;
 
+    (void)pthread_barrier_init(&all_there, NULL, CALLERS + 1);
     pthread_attr_init(&attr);
     (void)pthread_attr_setstacksize(&attr, (size_t)128 << 10);
     for (unsigned i = 0; i < CALLERS; i++) {
@@ -148,10 +152,13 @@ static double put_ours(void)
             bench_die("no thread");
         }
     }
+    start = clock_mono_ns();
+    (void)pthread_barrier_wait(&all_there);
     for (unsigned i = 0; i < CALLERS; i++) {
         (void)pthread_join(threads[i], NULL);
     }
     pthread_attr_destroy(&attr);
+    (void)pthread_barrier_destroy(&all_there);
     return CALLERS * PUTS_EACH * 1e9 / (double)(clock_mono_ns() - start);
 }
 

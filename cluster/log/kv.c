@@ -11,10 +11,13 @@
 /* How long a turn to write is waited for, whatever the deadlines say. */
 #define TURN_MS 5000u
 /* Those who were just answered mostly come again at once, and waiting for them
- * saves them a commit. It ends when nobody has come for this part of what a
- * commit takes. Where they need longer than a commit (a client far away, or a
- * slow one) it is better to let them wait by turns, half of them while the
- * others are on their way: then it is tried again after so many commits. */
+ * saves them a commit. That pays as long as it takes less than what a commit
+ * costs however small it is, for which stands a part of what the last one took;
+ * it ends early when nobody has come for a smaller part. Where they need longer
+ * (many threads, a client far away or slow) it is better to let them wait by
+ * turns, half of them while the others are on their way: then it is tried again
+ * after so many commits. */
+#define GATHER_PART 4u
 #define GAP_PART 8u
 #define GATHER_AGAIN 64u
 #define GAP_MIN_NS 50000u
@@ -156,17 +159,17 @@ static void end_batch(struct kv *kv, struct list *batch, int status,
 static void gather(struct kv *kv)
 {
     uint64_t commit_ns = kv->last_commit_ns, now_ns = clock_mono_ns();
-    uint64_t until_ns = now_ns + commit_ns, gap_ns = commit_ns / GAP_PART;
-    size_t before, returning = atomic_load(&kv->last_batch);
-    size_t wanted = kv->n_queued + returning;
+    uint64_t until_ns = now_ns + commit_ns / GATHER_PART;
+    uint64_t gap_ns = commit_ns / GAP_PART;
+    size_t before, wanted = kv->expected;
 
-    if (returning < 2 || kv->gather_later > 0) {
+    if (atomic_load(&kv->last_batch) < 2 || kv->gather_later > 0) {
         kv->gather_later -= kv->gather_later > 0;
         return;
     }
     gap_ns = gap_ns < GAP_MIN_NS ? GAP_MIN_NS : gap_ns;
     gap_ns = gap_ns > GAP_MAX_NS ? GAP_MAX_NS : gap_ns;
-    do {
+    while (kv->n_queued < wanted && now_ns < until_ns && !kv->closing) {
         before = kv->n_queued;
         atomic_store(&kv->gather_for, wanted - before);
         if (atomic_load(&kv->n_inbox) < wanted - before) {
@@ -174,12 +177,13 @@ static void gather(struct kv *kv)
         }
         kv_open_inbox(kv);
         now_ns = clock_mono_ns();
-    } while (kv->n_queued < wanted && kv->n_queued > before &&
-             now_ns < until_ns && !kv->closing);
+        if (kv->n_queued == before) {
+            break;
+        }
+    }
     atomic_store(&kv->gather_for, 0);
     kv_open_inbox(kv);
-    if (kv->n_queued < wanted - wanted / 4 ||
-        now_ns - kv->last_end_ns > commit_ns) {
+    if (kv->n_queued < wanted - wanted / 4) {
         kv->gather_later = GATHER_AGAIN;
     }
 }
@@ -194,11 +198,11 @@ static void note_revision(struct kv *kv, const struct engine_put *puts,
     }
 }
 
-/* By who is `busy`. */
-static void note_commit(struct kv *kv, uint64_t start_ns, size_t ops)
+/* With kv->lock held. */
+static void note_commit(struct kv *kv, uint64_t took_ns, size_t ops)
 {
-    kv->last_end_ns = clock_mono_ns();
-    kv->last_commit_ns = kv->last_end_ns - start_ns;
+    kv->last_commit_ns = took_ns;
+    kv->expected = ops + kv->n_queued + atomic_load(&kv->n_inbox);
     atomic_store(&kv->last_batch, ops);
 }
 
@@ -212,7 +216,7 @@ static uint64_t turn_ms(uint64_t deadline_ms)
 
 bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
 {
-    uint64_t token = 0, start_ns;
+    uint64_t token = 0, start_ns, took_ns;
     bool mine;
     int rv;
 
@@ -235,8 +239,9 @@ bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
     if (rv == 0) {
         note_revision(kv, op->puts, op->n);
     }
+    took_ns = clock_mono_ns() - start_ns;
     pthread_mutex_lock(&kv->lock);
-    note_commit(kv, start_ns, 1);
+    note_commit(kv, took_ns, 1);
     kv->busy = false;
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? op->n : 0;
@@ -296,7 +301,7 @@ static void commit(struct kv *kv, uint64_t token)
 {
     struct hedge_error e = {0};
     struct list batch;
-    uint64_t deadline_ms, start_ns, timeout_ms;
+    uint64_t deadline_ms, start_ns, took_ns, timeout_ms;
     size_t n, ops = kv->n_queued;
     int rv;
 
@@ -314,12 +319,13 @@ static void commit(struct kv *kv, uint64_t token)
     start_ns = clock_mono_ns();
     rv = engine_append(kv->o.engine, token, kv->o.id, kv->batch, n, timeout_ms,
                        &e);
-    note_commit(kv, start_ns, ops);
+    took_ns = clock_mono_ns() - start_ns;
     if (rv == 0) {
         copy_out(kv->batch, &batch);
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
+    note_commit(kv, took_ns, ops);
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? n : 0;
     if (may_be_one(rv) && ops > 1) {

@@ -63,10 +63,11 @@ struct kv {
     struct list done; /* For the completer. */
     pthread_cond_t to_complete;
 
-    atomic_size_t last_batch;             /* Operations of the last commit, */
-    uint64_t last_commit_ns, last_end_ns; /* how long it took, and its end. */
-    unsigned gather_later;                /* Not in the next so many commits. */
-    struct engine_put *batch;             /* The committer's. */
+    atomic_size_t last_batch; /* Operations of the last commit, */
+    uint64_t last_commit_ns;  /* how long it took, */
+    size_t expected;          /* and how many waited or would come again. */
+    unsigned gather_later;    /* Not in the next so many commits. */
+    struct engine_put *batch; /* The committer's. */
 
     unsigned n_threads;
     pthread_t threads[FORWARDERS + 2];

@@ -187,12 +187,15 @@ void kv_hand_out(struct kv *kv, struct list *ended)
     list_foreach_safe (l, tmp, ended) {
         struct kv_op *op = container_of(l, struct kv_op, link);
 
-        list_remove(l);
-        if (op->done == on_sync_done && ++n <= TELL_HERE_MAX) {
+        if (op->done == on_sync_done) {
+            list_remove(l);
             list_push(&here, l);
-        } else {
-            list_push(&kv->done, l);
+            n++;
         }
+    }
+    list_splice(&kv->done, ended);
+    if (n > TELL_HERE_MAX) { /* One call to the kernel wakes them, or none. */
+        list_splice(&kv->done, &here);
     }
     if (!list_empty(&kv->done)) {
         pthread_cond_signal(&kv->to_complete);
