@@ -254,6 +254,7 @@ static void deliver(struct hedge_node *n, struct rpc_call *call,
                                   .own = buf,
                                   .from = m->from,
                                   .timeout_ms = m->timeout_ms,
+                                  .lend = rpc_lend_thread,
                                   .done = on_handled,
                                   .gone = has_gone,
                                   .arg = in};
