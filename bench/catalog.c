@@ -2,7 +2,7 @@
  * with the same rows, no sync and 4096 a transaction.
  *
  *   catalog [DIRECTORY [ENTRIES [RUNS]]] */
-#include "store/catalog_internal.h"
+#include "store/catalog/catalog_internal.h"
 
 #include "store/base/bytes.h"
 #include "store/base/clock.h"

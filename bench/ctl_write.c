@@ -1,8 +1,9 @@
 /* How long `hedgectl sos write` takes for a large file, all of it into the
  * memory of a node whose arena is warm, against a bare stream of gRPC's C core
  * with the same file: whole processes, from their start to their end, in turns.
- * `hedgectl sos read` of the same store stands beside it, and the memory of the
- * node.
+ * `hedgectl sos read` of the same store stands beside it: into a pipe, as most
+ * use it, and to /dev/null, since the bare stream drops what it gets; and the
+ * memory of the node.
  *
  *   ctl_write [--size SIZE] [--runs N] [--record-size SIZE] [--dir DIR] */
 #include "bench/lib/bare_grpc.h"
@@ -162,6 +163,16 @@ static double ours_write(void)
 static double ours_read(void)
 {
     const char *argv[] = {ctl, "-n", node_id, "sos", "read", STORE, NULL};
+
+    return timed("hedgectl sos read", argv);
+}
+
+static double ours_read_drop(void)
+{
+    const char *argv[] = {"/bin/sh", "-c",  "exec \"$@\" >/dev/null",
+                          "sh",      ctl,   "-n",
+                          node_id,   "sos", "read",
+                          STORE,     NULL};
 
     return timed("hedgectl sos read", argv);
 }
@@ -358,7 +369,10 @@ static void measure(void)
                              r = {.unit = "GB/s",
                                   .limit_is = "bare C-core server stream of "
                                               "as many bytes, same transport, "
-                                              "whole process"},
+                                              "whole process, no output"},
+                             d = {.unit = "GB/s",
+                                  .limit_is = "the same; here ours has no "
+                                              "output either"},
                              m = {.unit = "MiB",
                                   .limit_is = "--mem-limit + 64 MiB; RssAnon "
                                               "+ RssShmem of hedged"};
@@ -369,6 +383,7 @@ static void measure(void)
 
     (void)snprintf(w.name, sizeof w.name, "ctl_write%s%s", dash, tail);
     (void)snprintf(r.name, sizeof r.name, "ctl_read%s%s", dash, tail);
+    (void)snprintf(d.name, sizeof d.name, "ctl_read_drop%s%s", dash, tail);
     (void)snprintf(m.name, sizeof m.name, "ctl_write_memory%s%s", dash, tail);
     (void)snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)opt.size);
     if (pthread_create(&watcher, NULL, watch_memory, NULL) != 0) {
@@ -382,12 +397,14 @@ static void measure(void)
         ours = ours_read();
         limit = limit_run("limit-reader", read_address, bytes);
         bench_add(&r, ours, limit);
+        bench_add(&d, ours_read_drop(), limit);
         node_clear();
     }
     atomic_store(&watching, false);
     (void)pthread_join(watcher, NULL);
     bench_print(&w);
     bench_print(&r);
+    bench_print(&d);
     bench_add(&m, (double)atomic_load(&most_resident) / (double)MIB,
               (double)(mem_limit + MEM_SLACK) / (double)MIB);
     bench_print(&m);

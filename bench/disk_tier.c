@@ -4,7 +4,7 @@
  *   disk_tier [DIRECTORY [MIB [RUNS]]] */
 #include "bench/lib/bare_disk.h"
 #include "bench/lib/bench.h"
-#include "store/disk.h"
+#include "store/disk/disk.h"
 
 #include "store/base/clock.h"
 

@@ -5,8 +5,8 @@
  * loopback.
  *
  *   peer_tier [--runs N] [--blocks N] */
-#include "cluster/peer_tier.h"
-#include "cluster/serve_peer.h"
+#include "cluster/peer/peer_tier.h"
+#include "cluster/peer/serve_peer.h"
 #include "store/base/clock.h"
 #include "store/base/hash.h"
 #include "store/base/log.h"

@@ -1,6 +1,6 @@
 /* api.c - the public calls that only look, and the public face of stores. */
 #include "cluster/node_internal.h"
-#include "cluster/store_link.h"
+#include "cluster/stores/store_link.h"
 
 #include "store/base/clock.h"
 #include "store/base/mem.h"

@@ -144,8 +144,8 @@ HEDGE_API int hedge_options_check(const struct hedge_options *o,
  * When it returns 0 the node runs; it may not have met a leader yet. */
 HEDGE_API int hedge_node_start(const struct hedge_options *o,
                                struct hedge_node **out, struct hedge_error *e);
-/* Leave the group, stop serving, free everything. Writers and readers must be
- * closed. NULL is fine. */
+/* Leave the group, stop serving, free everything. Writers, readers and
+ * semaphores must be closed. NULL is fine. */
 HEDGE_API void hedge_node_stop(struct hedge_node *node);
 
 /* hedge_node_start(), then block until `stop` (polled ten times a second) is
@@ -413,10 +413,10 @@ HEDGE_API void hedge_reply_free(struct hedge_reply *reply);
 
 struct hedge_broadcast_options {
     bool skip_self;
-    const char *const *only; /* Ids; NULL: all members. */
+    const char *const *only; /* Up to 1024 ids; NULL: all members. */
     size_t n_only;
-    /* Called for each reply as it comes, one at a time, on a thread of the
-     * node; `r` lives until it returns. NULL: the replies are collected. */
+    /* Called for each reply as it comes, one at a time, on the thread that
+     * waits; `r` lives until it returns. NULL: the replies are collected. */
     void (*on_reply)(void *ctx, const struct hedge_reply *r);
     void *ctx;
 };
@@ -491,7 +491,8 @@ HEDGE_API int hedge_semaphore_release(struct hedge_semaphore *s, uint64_t token,
                                       uint64_t timeout_ms,
                                       struct hedge_error *e);
 /* How long the grant is sure to be held without hearing from the leader; 0:
- * lost. */
+ * lost, or revoked and to be given back: its permits are free with the release,
+ * at the latest when the lease would have ended. */
 HEDGE_API uint64_t hedge_semaphore_remaining_ms(struct hedge_semaphore *s,
                                                 uint64_t token);
 /* Gives back what is still held. */
@@ -518,7 +519,10 @@ HEDGE_API int hedge_semaphores(struct hedge_node *node, const char *name,
                                struct hedge_semaphores **out,
                                struct hedge_error *e);
 HEDGE_API void hedge_semaphores_free(struct hedge_semaphores *s);
-/* Take a grant away, whoever holds it. HEDGE_ENOTFOUND. */
+/* Take a grant away, whoever holds it: it is not renewed any more, so that it
+ * ends with its lease or when its holder, who is told, gives it back. What was
+ * taken for a fixed time (hedgectl sem acquire) ends at once. HEDGE_ENOTFOUND.
+ */
 HEDGE_API int hedge_semaphore_revoke(struct hedge_node *node, const char *name,
                                      uint64_t token, uint64_t timeout_ms,
                                      struct hedge_error *e);

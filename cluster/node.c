@@ -1,10 +1,10 @@
 /* node.c - a node's life: check the options, claim what must be claimed, start
  * the parts in order, stop them in reverse. */
-#include "cluster/kv.h"
-#include "cluster/locks_internal.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks_internal.h"
 #include "cluster/node_internal.h"
-#include "cluster/sem_session.h"
-#include "cluster/serve_lines.h"
+#include "cluster/locks/sem_session.h"
+#include "cluster/foreign/serve_lines.h"
 #include "cluster/stats.h"
 
 #include "store/base/clock.h"
@@ -532,6 +532,11 @@ static const struct rpc_method methods[] = {
     {"/hedge.v1.Peer/Drop", serve_peer_drop, NULL, 0},
     {"/hedge.v1.Peer/Renew", serve_peer_renew, NULL, 0},
     {"/hedge.v1.Peer/LocalStores", serve_local_stores, NULL, 0},
+    {"/hedgeproto.Hedge/Send", NULL, serve_hp_send, 0},
+    {"/hedgeproto.Hedge/Broadcast", NULL, serve_hp_broadcast, 0},
+    {"/hedgeproto.Hedge/SoSWrite", NULL, serve_hp_write, 0},
+    {"/hedgeproto.Hedge/SoSRead", NULL, serve_hp_read, 0},
+    {"/hedgeproto.Hedge/SoSClose", serve_hp_close, NULL, 0},
     {"/hedge.v1.Messages/Send", NULL, serve_send, 0},
     {"/hedge.v1.Messages/Broadcast", NULL, serve_broadcast, 0},
     {"/hedge.v1.Messages/StreamLeader", NULL, serve_stream_leader, 0},
@@ -816,10 +821,13 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     if (n == NULL) {
         return;
     }
-    node_begin_stop(n);
+    atomic_store(&n->closing, true);
+    sos_hurry(n->sos);
+    pthread_mutex_lock(&n->pub_lock);
+    pthread_cond_broadcast(&n->pub_changed);
+    pthread_mutex_unlock(&n->pub_lock);
     sem_session_stop(n->session);
     locks_stop(n);
-    sem_session_free(n->session);
     if (n->kv != NULL) {
         kv_stop(n->kv);
     }
@@ -828,9 +836,14 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     handlers_stop(n->handlers, GRACE_MS);
     lines_server_free(n->lines, GRACE_MS);
     n->lines = NULL;
+    if (n->front_end != NULL) {
+        n->front_end(n->front_ctx);
+    }
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;
+    sem_session_free(n->session);
+    n->session = NULL;
     node_loop_release(n);
     free_all(n);
     rpc_shutdown();

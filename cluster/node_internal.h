@@ -7,16 +7,16 @@
 #ifndef CLUSTER_NODE_INTERNAL_H
 #define CLUSTER_NODE_INTERNAL_H
 
-#include "cluster/directory.h"
-#include "cluster/election.h"
+#include "cluster/group/directory.h"
+#include "cluster/group/election.h"
 #include "cluster/engine/engine.h"
-#include "cluster/handlers.h"
+#include "cluster/messages/handlers.h"
 #include "cluster/hedge.h"
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 #include "cluster/pb.h"
-#include "cluster/peer_tier.h"
+#include "cluster/peer/peer_tier.h"
 #include "cluster/rpc/rpc.h"
-#include "cluster/serve_peer.h"
+#include "cluster/peer/serve_peer.h"
 #include "store/base/list.h"
 #include "store/base/pool.h"
 #include "store/sos.h"
@@ -140,9 +140,13 @@ struct hedge_node {
     /* Streams that are served: of writers, and of readers of what is on other
      * nodes. */
     atomic_uint writing, passing;
-    struct lines_server *lines;        /* On listen_fd. */
+    struct lines_server *lines;   /* On listen_fd. */
+    void (*front_end)(void *ctx); /* node_set_front() */
+    void *front_ctx;
     atomic_uint_fast64_t loop_beat_ms; /* When the loop last went round. */
     atomic_uint looking;               /* Streams of health and reflection. */
+    atomic_uint hp_streams;            /* Of parts, for hedgeproto. */
+    atomic_uint_fast64_t local_stores; /* Ever made, for their generations. */
     atomic_bool in_group;              /* Set by the loop. */
 
     pthread_mutex_t channels_lock; /* channels */
@@ -271,6 +275,15 @@ void serve_register(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_unregister(struct rpc_call *c, void *ctx, const void *req,
                       size_t len);
 void serve_find(struct rpc_call *c, void *ctx, const void *req, size_t len);
+
+/* --- serve_hedgeproto.c --- */
+#define SERVE_HP_MAX 8
+int serve_hp_send(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_write(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+int serve_hp_read(struct rpc_stream *s, void *ctx, struct hedge_error *e);
+void serve_hp_close(struct rpc_call *call, void *ctx, const void *req,
+                    size_t len);
 
 /* --- serve_messages.c --- */
 int msg_parts_new(struct msg_parts **out);

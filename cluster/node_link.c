@@ -62,7 +62,8 @@ static int parts_add(struct parts *p, Hedge__V1__JoinReport *m,
 {
     Hedge__V1__JoinReport **more =
         p->n < REPORT_PARTS_MAX
-            ? mem_realloc(p->message, (p->n + 1) * sizeof *more)
+            ? mem_realloc(p->message,
+                          (p->n + 1) * sizeof(Hedge__V1__JoinReport *))
             : NULL;
 
     if (more == NULL) {
@@ -213,7 +214,9 @@ static int receive_report(struct session *s, struct parts *parts,
 
         rv = rpc_stream_recv(s->stream, RPC_NO_TIMEOUT, &msg, e);
         if (rv != 0) {
-            return rv;
+            return rv != HEDGE_EEND || parts->n == 0
+                       ? rv
+                       : error_set(e, HEDGE_EPROTO, "half a report");
         }
         m = pb_from_msg(&hedge__v1__join_report__descriptor, &msg, e);
         if (m == NULL) {

@@ -1,8 +1,8 @@
 /* node_loop.c - the one thread that owns the cluster's state on this node: it
  * feeds the cores (election, membership) and has others carry out what they
  * ask for. Nothing on it blocks. */
-#include "cluster/kv.h"
-#include "cluster/locks.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks.h"
 #include "cluster/node_internal.h"
 
 #include "store/base/clock.h"

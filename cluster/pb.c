@@ -106,8 +106,10 @@ int pb_call(struct rpc_channel *c, const char *path, const ProtobufCMessage *m,
     return *reply == NULL ? HEDGE_EPROTO : 0;
 }
 
-int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
-            uint64_t timeout_ms)
+static int
+send_with(int (*send)(struct rpc_stream *s, const struct rpc_out *out,
+                      uint64_t timeout_ms),
+          struct rpc_stream *s, const ProtobufCMessage *m, uint64_t timeout_ms)
 {
     struct rpc_out out = {0};
     struct pb_buf buf;
@@ -118,9 +120,21 @@ int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
     }
     out.head = buf.data;
     out.head_len = buf.len;
-    rv = rpc_stream_send(s, &out, timeout_ms);
+    rv = send(s, &out, timeout_ms);
     mem_free(buf.data);
     return rv;
+}
+
+int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms)
+{
+    return send_with(rpc_stream_send, s, m, timeout_ms);
+}
+
+int pb_post(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms)
+{
+    return send_with(rpc_stream_post, s, m, timeout_ms);
 }
 
 /* protobuf-c's strings are not const; what we put there is never changed. */

@@ -9,7 +9,7 @@
 #ifndef CLUSTER_PB_H
 #define CLUSTER_PB_H
 
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 #include "cluster/rpc/rpc.h"
 #include "proto/hedge.pb-c.h"
 #include "store/sos.h"
@@ -35,7 +35,9 @@ void pb_reply(struct rpc_call *call, const ProtobufCMessage *m);
 int pb_call(struct rpc_channel *c, const char *path, const ProtobufCMessage *m,
             const ProtobufCMessageDescriptor *reply_type, uint64_t timeout_ms,
             void **reply, struct hedge_error *e);
-/* Send a message without a body. */
+/* Send a message without a body. pb_post(): as rpc_stream_post(). */
+int pb_post(struct rpc_stream *s, const ProtobufCMessage *m,
+            uint64_t timeout_ms);
 int pb_send(struct rpc_stream *s, const ProtobufCMessage *m,
             uint64_t timeout_ms);
 

@@ -1,8 +1,10 @@
 #include "cluster/stats.h"
 
-#include "cluster/kv.h"
+#include "cluster/messages/handlers.h"
+#include "cluster/log/kv.h"
+#include "cluster/locks/locks_internal.h"
 #include "cluster/node_internal.h"
-#include "cluster/serve_lines.h"
+#include "cluster/foreign/serve_lines.h"
 
 #include "store/base/clock.h"
 
@@ -125,6 +127,36 @@
       "Memory that messages may take.")                                       \
     X(MESSAGE_USED, "hedge_message_used_bytes", GAUGE, PLAIN, NULL,           \
       "Memory that messages take.")                                           \
+    X(ENGINE_CALLS_, "hedge_engine_calls_total", COUNTER, PLAIN, "call",      \
+      "What was asked of the engine.")                                        \
+    X(ENGINE_FAILURES, "hedge_engine_failures_total", COUNTER, PLAIN, "call", \
+      "What went wrong of it.")                                               \
+    X(ENGINE_TIME, "hedge_engine_seconds_total", COUNTER, NS, "call",         \
+      "Time it took; not taken of latest and log_state.")                     \
+    X(LOG_REVISION, "hedge_log_revision", GAUGE, PLAIN, NULL,                 \
+      "The last revision of the log heard of here.")                          \
+    X(LOG_PUTS, "hedge_log_puts_total", COUNTER, PLAIN, NULL,                 \
+      "Versions appended to the log by this node.")                           \
+    X(LOG_TRANSACTIONS, "hedge_log_transactions_total", COUNTER, PLAIN, NULL, \
+      "Synced transactions that took.")                                       \
+    X(LOG_QUEUED, "hedge_log_queued", GAUGE, PLAIN, NULL,                     \
+      "Sets of puts that wait.")                                              \
+    X(LOG_LIVE, "hedge_log_live", GAUGE, PLAIN, NULL,                         \
+      "Sets of puts that wait or are under way.")                             \
+    X(LOG_BYTES, "hedge_log_queued_bytes", GAUGE, PLAIN, NULL,                \
+      "Keys and values that wait.")                                           \
+    X(LOG_BYTES_MAX, "hedge_log_queued_limit_bytes", GAUGE, PLAIN, NULL,      \
+      "How much may wait.")                                                   \
+    X(HANDLERS_RUNNING, "hedge_handlers", GAUGE, PLAIN, "kind",               \
+      "Messages being handled.")                                              \
+    X(HANDLERS_QUEUED, "hedge_handlers_queued", GAUGE, PLAIN, "kind",         \
+      "Messages that wait for a handler.")                                    \
+    X(HANDLERS_STREAMS, "hedge_handlers_streams", GAUGE, PLAIN, "kind",       \
+      "Streams being handled.")                                               \
+    X(HANDLERS_LIMIT, "hedge_handlers_limit", GAUGE, PLAIN, "kind",           \
+      "How many messages, and streams, may be handled at a time.")            \
+    X(LOCK_CALLS, "hedge_semaphore_calls", GAUGE, PLAIN, NULL,                \
+      "Calls about semaphores that this node has made and are not done.")     \
     X(LINES_OPEN, "hedge_lines_connections", GAUGE, PLAIN, NULL,              \
       "Line protocol: connections.")                                          \
     X(LINES_LIMIT, "hedge_lines_connections_limit", GAUGE, PLAIN, NULL,       \
@@ -290,6 +322,7 @@ static void stream_stats(const struct out *o, const struct rpc_server_use *u)
         {"write", n->writing, serve_streams_max(n, 2, 1)},
         {"relay", n->passing, serve_passing_max(n)},
         {"health", n->looking, SERVE_LOOKING_MAX},
+        {"parts", n->hp_streams, SERVE_HP_MAX},
     };
     size_t count = sizeof table / sizeof table[0];
 
@@ -363,6 +396,67 @@ static void queue_stats(const struct out *o)
     put(o, STAT_MESSAGE_USED, msg_budget_used(n->messages));
 }
 
+static void engine_stats(const struct out *o)
+{
+    struct engine_use u[ENGINE_CALLS];
+
+    for (unsigned i = 0; i < ENGINE_CALLS; i++) {
+        engine_use(&o->n->engine, (enum engine_call)i, &u[i]);
+        put_labelled(o, STAT_ENGINE_CALLS_,
+                     engine_call_name((enum engine_call)i), u[i].calls);
+    }
+    for (unsigned i = 0; i < ENGINE_CALLS; i++) {
+        put_labelled(o, STAT_ENGINE_FAILURES,
+                     engine_call_name((enum engine_call)i), u[i].failures);
+    }
+    for (unsigned i = 0; i < ENGINE_CALLS; i++) {
+        put_labelled(o, STAT_ENGINE_TIME, engine_call_name((enum engine_call)i),
+                     u[i].nanos);
+    }
+}
+
+static void log_stats(const struct out *o)
+{
+    struct kv_use u;
+
+    kv_use(o->n->kv, &u);
+    put(o, STAT_LOG_REVISION, u.revision);
+    put(o, STAT_LOG_PUTS, u.puts);
+    put(o, STAT_LOG_TRANSACTIONS, u.transactions);
+    put(o, STAT_LOG_QUEUED, u.queued);
+    put(o, STAT_LOG_LIVE, u.live);
+    put(o, STAT_LOG_BYTES, u.used_bytes);
+    put(o, STAT_LOG_BYTES_MAX, u.limit_bytes);
+}
+
+static void handler_stats(const struct out *o)
+{
+    struct handlers_use u[HANDLER_KINDS];
+    const struct {
+        enum stat_id id;
+        size_t at;
+    } table[] = {
+        {STAT_HANDLERS_RUNNING, offsetof(struct handlers_use, running)},
+        {STAT_HANDLERS_QUEUED, offsetof(struct handlers_use, queued)},
+        {STAT_HANDLERS_STREAMS, offsetof(struct handlers_use, streams)},
+        {STAT_HANDLERS_LIMIT, offsetof(struct handlers_use, max)},
+    };
+
+    for (unsigned k = 0; k < HANDLER_KINDS; k++) {
+        handlers_use(o->n->handlers, (enum handler_kind)k, &u[k]);
+    }
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        for (unsigned k = 0; k < HANDLER_KINDS; k++) {
+            unsigned value;
+
+            memcpy(&value, (const char *)&u[k] + table[i].at, sizeof value);
+            put_labelled(o, table[i].id,
+                         handler_kind_name((enum handler_kind)k), value);
+        }
+    }
+    put(o, STAT_LOCK_CALLS, atomic_load(&o->n->locks->n_calls));
+}
+
 static void line_stats(const struct out *o)
 {
     struct lines_use u;
@@ -394,6 +488,9 @@ void stats_each(struct hedge_node *n, stats_fn fn, void *ctx)
     put(&o, STAT_UNARY, u.unary);
     pool_stats(&o, &u);
     queue_stats(&o);
+    engine_stats(&o);
+    log_stats(&o);
+    handler_stats(&o);
     line_stats(&o);
 }
 
@@ -470,14 +567,8 @@ size_t node_checks(struct hedge_node *n, unsigned kinds,
     return count;
 }
 
-void node_begin_stop(struct hedge_node *n)
+void node_set_front(struct hedge_node *n, void (*end)(void *ctx), void *ctx)
 {
-    atomic_store(&n->closing, true);
-    sos_hurry(n->sos);
-    pthread_mutex_lock(&n->pub_lock);
-    pthread_cond_broadcast(&n->pub_changed);
-    pthread_mutex_unlock(&n->pub_lock);
-    if (n->kv != NULL) {
-        kv_stop(n->kv);
-    }
+    n->front_end = end;
+    n->front_ctx = ctx;
 }

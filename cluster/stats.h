@@ -40,8 +40,10 @@ struct node_check {
 size_t node_checks(struct hedge_node *n, unsigned kinds,
                    struct node_check out[NODE_CHECKS_MAX]);
 
-/* The node is about to be stopped: calls that wait give up, and it is not ready
- * any more. hedge_node_stop() is still to come. */
-void node_begin_stop(struct hedge_node *n);
+/* Another way in to the node, such as a server of another protocol.
+ * hedge_node_stop() calls `end` once calls that wait have been told to give up,
+ * before anything is freed; when it returns, nobody uses the node any more.
+ * Once, before the node is stopped. */
+void node_set_front(struct hedge_node *n, void (*end)(void *ctx), void *ctx);
 
 #endif

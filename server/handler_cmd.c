@@ -1,6 +1,6 @@
 #include "server/handler_cmd.h"
 
-#include "cluster/handlers.h"
+#include "cluster/messages/handlers.h"
 #include "store/base/error.h"
 #include "store/base/mem.h"
 

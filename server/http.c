@@ -602,6 +602,14 @@ static int start_daemon(struct http *h, struct hedge_error *e)
     return 0;
 }
 
+static void stop_daemon(void *ctx)
+{
+    struct http *h = ctx;
+
+    MHD_stop_daemon(h->daemon);
+    h->daemon = NULL;
+}
+
 int http_new(struct hedge_node *node, const char *address, struct http **out,
              struct hedge_error *e)
 {
@@ -628,6 +636,7 @@ int http_new(struct hedge_node *node, const char *address, struct http **out,
         http_free(h);
         return rv;
     }
+    node_set_front(node, stop_daemon, h);
     *out = h;
     return 0;
 }
@@ -664,18 +673,27 @@ static void settle(struct http *h)
     pthread_mutex_unlock(&h->lock);
 }
 
+void http_quiesce(struct http *h)
+{
+    if (h != NULL) {
+        (void)MHD_quiesce_daemon(h->daemon);
+        settle(h);
+    }
+}
+
 void http_free(struct http *h)
 {
     if (h == NULL) {
         return;
     }
-    if (h->daemon != NULL) {
-        (void)MHD_quiesce_daemon(h->daemon);
-        settle(h);
-        node_begin_stop(h->node);
+    if (h->daemon != NULL) { /* It has not begun to serve. */
         MHD_stop_daemon(h->daemon);
     }
     if (h->watches) {
+        pthread_mutex_lock(&h->lock);
+        h->stopping = true;
+        pthread_cond_broadcast(&h->changed);
+        pthread_mutex_unlock(&h->lock);
         pthread_join(h->watch, NULL);
     }
     if (h->listen_fd >= 0) {

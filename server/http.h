@@ -1,6 +1,6 @@
 /* http.h - hedged's HTTP server: the demo's endpoints, probes and figures.
  *
- * Ownership: the node must outlive the server.
+ * Ownership: hedge_node_stop() ends the serving, http_free() what is left.
  * Threads:   one starts and stops it; each connection has a thread of its own.
  * Errors:    a text that names the address.
  * Units:     bytes, milliseconds.
@@ -26,7 +26,9 @@ struct http;
 int http_new(struct hedge_node *node, const char *address, struct http **out,
              struct hedge_error *e);
 /* No more connections; requests that are whole are answered, if that can be
- * done within HTTP_GRACE_MS, before the node is told to give up waiting. */
+ * done within HTTP_GRACE_MS. The rest ends with the node. NULL is fine. */
+void http_quiesce(struct http *h);
+/* Once the node has been stopped. NULL is fine. */
 void http_free(struct http *h);
 
 #endif

@@ -1,7 +1,7 @@
 /* http_demo.c - what the HTTP server can be asked for. */
 #include "server/http_internal.h"
 
-#include "cluster/store_json.h"
+#include "cluster/stores/store_json.h"
 #include "server/http_parse.h"
 #include "store/base/error.h"
 #include "store/base/mem.h"
@@ -198,11 +198,124 @@ static void broadcast_answer(struct http_request *r)
     http_answer_strbuf(r, MHD_HTTP_OK, HTTP_TEXT, &b);
 }
 
+/* --- streams of one message --- */
+
+/* Everything that comes back, a line each: replies, and who has failed. `one`:
+ * there is one far end, whose failure is the stream's. */
+static int gather(struct http_request *r, struct hedge_stream *s, bool one,
+                  struct strbuf *b)
+{
+    struct hedge_message m = {.data = r->body.len > 0 ? r->body.data
+                                                      : (const void *)"",
+                              .len = r->body.len};
+    int rv = hedge_stream_send(s, &m, HTTP_CALL_MS);
+
+    rv = rv != 0 ? rv : hedge_stream_close_send(s);
+    msg_buf_clear(&r->body);
+    while (rv == 0) {
+        rv = hedge_stream_recv(s, HTTP_CALL_MS, &m, &r->error);
+        if (rv == 0) {
+            http_add_escaped(b, m.data, m.len);
+            strbuf_add(b, "\n", 1);
+        } else if (rv != HEDGE_EEND && !one && m.from != NULL &&
+                   m.from[0] != '\0') {
+            strbuf_addf(b, "%s\t", m.from);
+            http_add_escaped(b, r->error.text, strlen(r->error.text));
+            strbuf_add(b, "\n", 1);
+            rv = 0;
+        }
+        if (b->len > HTTP_BODY_MAX) {
+            rv = error_set(&r->error, HEDGE_ETOOBIG,
+                           "the replies are over %zu bytes", HTTP_BODY_MAX);
+        }
+    }
+    return rv == HEDGE_EEND ? 0 : rv;
+}
+
+static void stream_answer(struct http_request *r, struct hedge_stream *s,
+                          bool one, int rv)
+{
+    struct strbuf b;
+
+    strbuf_init(&b);
+    if (rv == 0) {
+        rv = gather(r, s, one, &b);
+        hedge_stream_close(s);
+    }
+    if (rv == 0) {
+        http_answer_strbuf(r, MHD_HTTP_OK, HTTP_TEXT, &b);
+    } else {
+        strbuf_release(&b);
+        http_answer_error(r, rv, r->error.text);
+    }
+}
+
+static void stream_send_answer(struct http_request *r)
+{
+    struct hedge_stream *s = NULL;
+    int rv = hedge_stream_to_leader(r->node, HTTP_CALL_MS, &s, &r->error);
+
+    stream_answer(r, s, true, rv);
+}
+
+static void stream_broadcast_answer(struct http_request *r)
+{
+    struct hedge_stream *s = NULL;
+    int rv =
+        hedge_stream_broadcast(r->node, false, HTTP_CALL_MS, &s, &r->error);
+
+    stream_answer(r, s, false, rv);
+}
+
+/* --- the log --- */
+
+static void put_answer(struct http_request *r)
+{
+    struct http_pair p;
+    int rv;
+
+    if (!http_split_pair((const char *)r->body.data, r->body.len, &p)) {
+        http_answer_error(r, HEDGE_EINVAL, "wanted: a body \"KEY VALUE\"");
+        return;
+    }
+    rv = hedge_put(r->node, p.key, p.key_len, p.value, p.value_len, 0,
+                   HTTP_CALL_MS, NULL, &r->error);
+    if (rv == 0) {
+        http_answer_text(r, MHD_HTTP_OK, "%s", "");
+    } else {
+        http_answer_error(r, rv, r->error.text);
+    }
+}
+
+static void free_entries(void *arg)
+{
+    hedge_entries_free(arg);
+}
+
+static void get_answer(struct http_request *r)
+{
+    struct hedge_entries *found = NULL;
+    int rv =
+        hedge_get(r->node, r->body.len > 0 ? r->body.data : (const void *)"",
+                  r->body.len, HEDGE_GET_LATEST, &found, &r->error);
+
+    if (rv == 0) {
+        http_answer_bytes(r, HTTP_BYTES, found->entry[0].value,
+                          found->entry[0].value_len, free_entries, found);
+    } else {
+        http_answer_error(r, rv, r->error.text);
+    }
+}
+
 /* --- all of them --- */
 
 const struct http_route http_routes[] = {
+    {"/put", "", NULL, put_answer, NULL},
+    {"/get", "", NULL, get_answer, NULL},
     {"/send", "", NULL, send_answer, NULL},
     {"/broadcast", "", NULL, broadcast_answer, NULL},
+    {"/streamsend", "", NULL, stream_send_answer, NULL},
+    {"/streambroadcast", "", NULL, stream_broadcast_answer, NULL},
     {"/sos", "?name=NAME", spill_take, spill_answer, spill_end},
     {"/livez", "", NULL, http_livez, NULL},
     {"/readyz", "", NULL, http_readyz, NULL},

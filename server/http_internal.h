@@ -2,7 +2,7 @@
 #ifndef SERVER_HTTP_INTERNAL_H
 #define SERVER_HTTP_INTERNAL_H
 
-#include "cluster/msg_buffer.h"
+#include "cluster/messages/msg_buffer.h"
 #include "cluster/stats.h"
 #include "server/http.h"
 #include "store/base/strbuf.h"

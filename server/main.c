@@ -110,8 +110,9 @@ static int run(struct options *o)
     if (rv == 0) {
         log_info("hedged", "signal %d: stopping", sig);
     }
-    http_free(http);
+    http_quiesce(http);
     hedge_node_stop(node);
+    http_free(http);
     daemon_handlers_release(&handlers);
     return rv == 0 ? 0 : EXIT_FAILED;
 }

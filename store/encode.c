@@ -117,7 +117,7 @@ bool encoders_run(struct encoders *e, int level, void *block,
 }
 
 bool encoders_pay(struct encoders *e, const void *payload, size_t len,
-                  double tier_rate)
+                  double tier_rate, uint64_t waited_ns)
 {
     struct encoder one;
     double rate;
@@ -126,7 +126,8 @@ bool encoders_pay(struct encoders *e, const void *payload, size_t len,
     pthread_mutex_lock(&e->lock);
     rate = e->rate == 0 ? RATE_GUESS : e->rate;
     pthread_mutex_unlock(&e->lock);
-    if (tier_rate <= 0 || tier_rate >= rate * MARGIN) {
+    if (tier_rate <= 0 || tier_rate >= rate * MARGIN ||
+        (double)waited_ns * rate < (double)len * 1e9) {
         return false;
     }
     one = borrow(e);

@@ -2,8 +2,9 @@
  * pays.
  *
  * `zstd` compresses every block. `auto` compresses what leaves the memory here
- * for a tier that is slower than the compressor, and only what a sample says
- * will shrink: then the stream gets faster, and otherwise it is left alone.
+ * for a tier that is slower than the compressor, in time that the writer would
+ * spend waiting for that tier, and only what a sample says will shrink: then
+ * the stream gets faster, and otherwise it is left alone.
  *
  * Ownership: encoders_new() / _free(); a struct meter is embedded by the node.
  * Threads:   any; a call waits while every encoder is in use.
@@ -34,9 +35,11 @@ bool encoders_run(struct encoders *e, int level, void *block,
                   struct block_header *h);
 
 /* Would encoding this payload speed up a stream to a tier that takes
- * `tier_rate` (0: not known yet)? */
+ * `tier_rate` (0: not known yet) and whose writer has waited for room for
+ * `waited_ns` that encoding has not used yet? A writer that does not wait would
+ * only lose time by it, however slow the tier seems. */
 bool encoders_pay(struct encoders *e, const void *payload, size_t len,
-                  double tier_rate);
+                  double tier_rate, uint64_t waited_ns);
 
 /* How fast a tier takes blocks, measured while something is on its way. */
 struct meter {

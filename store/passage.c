@@ -363,11 +363,11 @@ static bool submit_disk(struct passage *p)
     return false;
 }
 
-static bool drains(struct drain *d)
+static bool drains(const struct sos *s, struct drain *d)
 {
     uint64_t last = atomic_load(&d->last_ms);
     uint64_t patience =
-        atomic_load(&d->readers) > 0 ? DRAIN_PATIENCE_MS : DRAIN_LAST_MS;
+        atomic_load(&d->readers) > 0 ? s->drain_ms : DRAIN_LAST(s->drain_ms);
 
     return last != 0 && clock_mono_ms() - last < patience;
 }
@@ -381,7 +381,8 @@ static bool is_drained_for(struct passage *p)
     struct catalog_entry e;
 
     return !atomic_load(&p->store->sos->hurry) &&
-           drains(own ? &p->store->drain : &p->store->sos->drain) &&
+           drains(p->store->sos,
+                  own ? &p->store->drain : &p->store->sos->drain) &&
            catalog_get(p->store->sos->catalog, &p->id, &e) == 0;
 }
 
@@ -430,7 +431,7 @@ static void passage_step(struct passage *p, bool exhausted)
         return;
     }
     p->tried_disk = true;
-    if (!enough && !exhausted && s->remote != NULL &&
+    if (!enough && !exhausted && s->remote != NULL && !store->options.local &&
         tier_put(s->remote, &p->req) == 0) {
         return;
     }
@@ -460,9 +461,10 @@ void describe_limits(struct sos_store *store, struct hedge_error *e)
     char own[96] = "", peers[HEDGE_ERROR_TEXT_MAX];
 
     (void)snprintf(peers, sizeof peers, "%s",
-                   s->remote == NULL    ? "there are no other nodes"
-                   : e->text[0] != '\0' ? e->text
-                                        : "no other node took it");
+                   s->remote == NULL      ? "there are no other nodes"
+                   : store->options.local ? "other nodes are not asked"
+                   : e->text[0] != '\0'   ? e->text
+                                          : "no other node took it");
     if (o->mem_limit != 0 || o->disk_limit != 0) {
         (void)snprintf(own, sizeof own,
                        " (per node it may use memory %s, disk %s; 0 = any)",

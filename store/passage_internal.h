@@ -13,6 +13,7 @@ struct sos_sink {
     struct sos_store *store;
     struct tally tally;
     atomic_bool in_fill;      /* Its block leaves from where it was filled. */
+    uint64_t waited_ns;       /* For room, and not used to encode since. */
     unsigned inflight;        /* Under store->lock, as is the rest. */
     struct uses uses;         /* Where its blocks have gone. */
     bool homed;               /* Its claim has become a block's home. */

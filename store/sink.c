@@ -2,11 +2,13 @@
  * and kept in memory or sent on their way. */
 #include "store/passage_internal.h"
 
+#include "store/base/clock.h"
 #include "store/base/mem.h"
 
 #include <string.h>
 
 #define WAIT_STEP_MS 50
+#define WAITED_MAX_NS 50000000u /* More than encoding a block takes. */
 
 void sink_fail(struct sos_sink *sink, int code, const char *text)
 {
@@ -72,10 +74,19 @@ static void wait_filled(struct sos_sink *sink)
     }
 }
 
+/* Waiting is remembered for a while only: the tier may be faster by then. */
+static void has_waited(struct sos_sink *sink, uint64_t since_ns)
+{
+    uint64_t ns = sink->waited_ns + clock_mono_ns() - since_ns;
+
+    sink->waited_ns = ns < WAITED_MAX_NS ? ns : WAITED_MAX_NS;
+}
+
 static int sink_block(struct sink *base, void **block, struct hedge_error *e)
 {
     struct sos_sink *sink = sink_of(base);
     struct sos *s = sink->store->sos;
+    uint64_t start = clock_mono_ns();
 
     *block = NULL;
     wait_filled(sink);
@@ -94,6 +105,7 @@ static int sink_block(struct sink *base, void **block, struct hedge_error *e)
         *block =
             arena_alloc_wait(s->arena, ARENA_FILL, s->block_size, WAIT_STEP_MS);
         if (*block != NULL) {
+            has_waited(sink, start);
             return 0;
         }
     }
@@ -110,13 +122,15 @@ static void sink_back(struct sink *base, void *block)
 static void move_out(struct sos_sink *sink, void *block)
 {
     struct arena *arena = sink->store->sos->arena;
+    uint64_t start = clock_mono_ns();
 
     while (!arena_move_wait(arena, block, ARENA_OUT, WAIT_STEP_MS)) {
         if (sink->store->dead || !arena_passing(arena, ARENA_OUT)) {
             sink->in_fill = true;
-            return;
+            break;
         }
     }
+    has_waited(sink, start);
 }
 
 static void fill_entry(struct catalog_entry *e, const struct block_header *h)
@@ -261,13 +275,17 @@ static bool keep_or_encode(struct sos_sink *sink, void *block,
         }
         encode = o->compression == SOS_COMPRESS_AUTO &&
                  encoders_pay(s->encoders, block_payload(block), h->raw_len,
-                              meter_rate(&s->leaving));
+                              meter_rate(&s->leaving), sink->waited_ns);
         if (!encode) {
             return false;
         }
     }
     if (h->codec == BLOCK_RAW) {
+        uint64_t start = clock_mono_ns(), ns;
+
         (void)encoders_run(s->encoders, o->level, block, h);
+        ns = clock_mono_ns() - start;
+        sink->waited_ns -= ns < sink->waited_ns ? ns : sink->waited_ns;
     }
     return sink_keeps(sink, block, block_len(h));
 }

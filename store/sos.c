@@ -334,6 +334,12 @@ static void bury(struct sos_store *store)
 
 /* --- the janitor --- */
 
+/* store->lock held. */
+static uint64_t ttl_of(const struct sos_store *store)
+{
+    return store->ends ? store->options.closed_ttl_ms : store->options.ttl_ms;
+}
+
 /* Marks a store dead whose time has passed: in one step, so that nobody opens
  * it in between. */
 static bool kill_expired(struct sos_store *store, uint64_t now)
@@ -342,7 +348,7 @@ static bool kill_expired(struct sos_store *store, uint64_t now)
 
     pthread_mutex_lock(&store->lock);
     expired = !store->dead && store->writers == 0 && store->readers == 0 &&
-              now >= store->idle_since_ms + store->options.ttl_ms;
+              now >= store->idle_since_ms + ttl_of(store);
     if (expired) {
         store->dead = true;
         pthread_cond_broadcast(&store->changed);
@@ -389,9 +395,11 @@ static void expire_stores(struct sos *s, uint64_t now)
 
         if (kill_expired(store, now)) {
             count_add(&s->counts.stores_expired, 1);
-            entomb(s, store->name, now);
             log_info("sos", "store \"%s\" has expired", store->name);
-            if (s->on_expired != NULL) {
+            if (!store->options.local) {
+                entomb(s, store->name, now);
+            }
+            if (!store->options.local && s->on_expired != NULL) {
                 s->on_expired(s->on_expired_ctx, store->name,
                               store->generation);
             }
@@ -530,6 +538,7 @@ int sos_new(const struct sos_options *o, struct sos **out,
     s->block_size = o->block_size;
     s->on_expired = o->on_expired;
     s->on_expired_ctx = o->on_expired_ctx;
+    s->drain_ms = o->drain_ms != 0 ? o->drain_ms : DRAIN_MS;
     s->lend_mem = o->lend_mem;
     s->lend_disk = o->lend_disk;
     s->lend_lease_ms = o->lend_lease_ms;
@@ -656,14 +665,15 @@ int sos_check_options(const struct sos_store_options *o, struct hedge_error *e)
     return 0;
 }
 
-static struct sos_store *find_locked(struct sos *s, const char *name)
+static struct sos_store *find_locked(struct sos *s, const char *name,
+                                     bool local)
 {
     struct list *l;
 
     list_foreach (l, &s->stores) {
         struct sos_store *store = container_of(l, struct sos_store, link);
 
-        if (strcmp(store->name, name) == 0) {
+        if (store->options.local == local && strcmp(store->name, name) == 0) {
             return store;
         }
     }
@@ -713,13 +723,15 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
         return error_set(e, HEDGE_ENOMEM, "no memory for a store");
     }
     pthread_mutex_lock(&s->lock);
-    if (find_locked(s, name) != NULL) {
+    if (find_locked(s, name, o->local) != NULL) {
         rv = error_set(e, HEDGE_EEXISTS, "store \"%s\" exists already", name);
     } else {
         list_push(&s->stores, &store->link);
         s->n_stores++;
         count_add(&s->counts.stores_made, 1);
-        forget_tombstones(s, name, 0);
+        if (!o->local) {
+            forget_tombstones(s, name, 0);
+        }
     }
     pthread_mutex_unlock(&s->lock);
     if (rv != 0) {
@@ -730,6 +742,42 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
     return 0;
 }
 
+int sos_find_local(struct sos *s, const char *name, struct sos_store **out,
+                   struct hedge_error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    *out = find_locked(s, name, true);
+    if (*out != NULL) {
+        (*out)->refs++;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return *out != NULL
+               ? 0
+               : error_set(e, HEDGE_ENOTFOUND,
+                           "this node has no part of a store \"%s\"", name);
+}
+
+void sos_store_end(struct sos_store *store, uint64_t closed_ttl_ms)
+{
+    assert(store->options.local);
+    pthread_mutex_lock(&store->lock);
+    store->ends = true;
+    store->idle_since_ms = clock_boot_ms();
+    if (closed_ttl_ms != 0) {
+        store->options.closed_ttl_ms = closed_ttl_ms;
+    }
+    pthread_mutex_unlock(&store->lock);
+}
+
+void sos_store_resume(struct sos_store *store)
+{
+    assert(store->options.local);
+    pthread_mutex_lock(&store->lock);
+    store->ends = false;
+    store->idle_since_ms = clock_boot_ms();
+    pthread_mutex_unlock(&store->lock);
+}
+
 int sos_find(struct sos *s, const char *name, struct sos_store **out,
              struct hedge_error *e)
 {
@@ -738,7 +786,7 @@ int sos_find(struct sos *s, const char *name, struct sos_store **out,
     int rv = HEDGE_ENOTFOUND;
 
     pthread_mutex_lock(&s->lock);
-    *out = find_locked(s, name);
+    *out = find_locked(s, name, false);
     if (*out != NULL) {
         (*out)->refs++;
         pthread_mutex_unlock(&s->lock);
@@ -811,7 +859,9 @@ int sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
     if (complete) {
         list_foreach (l, &s->stores) {
             all[n] = container_of(l, struct sos_store, link);
-            all[n++]->refs++;
+            if (!all[n]->options.local) {
+                all[n++]->refs++;
+            }
         }
     }
     pthread_mutex_unlock(&s->lock);
@@ -842,8 +892,8 @@ int sos_store_info(struct sos_store *store, struct sos_info *out)
     memset(out, 0, sizeof *out);
     (void)snprintf(out->name, sizeof out->name, "%s", store->name);
     out->generation = store->generation;
-    out->options = store->options;
     pthread_mutex_lock(&store->lock);
+    out->options = store->options;
     out->manifest = store->closed;
     add_open(store, &out->manifest);
     out->writers = store->writers;
@@ -854,7 +904,7 @@ int sos_store_info(struct sos_store *store, struct sos_info *out)
     if (store->writers == 0 && store->readers == 0) {
         uint64_t idle = clock_boot_ms() - store->idle_since_ms;
 
-        out->expires_at_ms = clock_wall_ms() + store->options.ttl_ms - idle;
+        out->expires_at_ms = clock_wall_ms() + ttl_of(store) - idle;
     }
     out->uses = uses_list(store->sos, &store->uses, &out->n_uses, &copies);
     wanted = store->n_blocks * store->options.replicas;

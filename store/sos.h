@@ -12,8 +12,8 @@
 #define STORE_SOS_H
 
 #include "store/arena.h"
-#include "store/catalog.h"
-#include "store/disk.h"
+#include "store/catalog/catalog.h"
+#include "store/disk/disk.h"
 #include "store/segment.h"
 
 #define SOS_WRITERS_MAX 65536
@@ -34,6 +34,8 @@ struct sos_options {
     uint64_t lend_mem, lend_disk; /* What other nodes may use. */
     uint64_t lend_lease_ms; /* As sos_lend_renew()'s, before the first of them;
                              * 0: 20 s. */
+    uint64_t drain_ms; /* How long a full store waits for readers that discard,
+                        * after each block; 0: 10 s. */
     enum disk_io io;
     int (*disk_fault)(void *ctx, char op, size_t len); /* Tests. */
     void *disk_fault_ctx;
@@ -70,6 +72,10 @@ struct sos_store_options {
     unsigned replicas; /* 1: one copy. */
     enum sos_compression compression;
     int level; /* zstd's; 0: 1. */
+    /* Of this node alone: in a name space of its own, found by sos_find_local()
+     * and unknown to sos_find() and sos_each(); its blocks are never lent. */
+    bool local;
+    uint64_t closed_ttl_ms; /* Local ones: the TTL once sos_store_end() is. */
 };
 
 /* Is this what a store can be made with? HEDGE_EINVAL names what is not. */
@@ -82,6 +88,12 @@ int sos_create(struct sos *s, const char *name, uint64_t generation,
 /* HEDGE_ENOTFOUND, or HEDGE_EEXPIRED with how long ago. */
 int sos_find(struct sos *s, const char *name, struct sos_store **out,
              struct hedge_error *e);
+int sos_find_local(struct sos *s, const char *name, struct sos_store **out,
+                   struct hedge_error *e);
+/* From now on the closed TTL counts, or this one if it is not 0. */
+void sos_store_end(struct sos_store *store, uint64_t closed_ttl_ms);
+/* It is in use again: the usual TTL counts. */
+void sos_store_resume(struct sos_store *store);
 void sos_store_unref(struct sos_store *store);
 /* The name is free at once; blocks are freed in the background, readers and
  * writers get HEDGE_ENOTFOUND. */

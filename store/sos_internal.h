@@ -31,8 +31,9 @@ struct uses {
 
 /* Readers that discard make room. While they are at work a block without a
  * place waits for that: it is no reason to call the cluster full. */
-#define DRAIN_PATIENCE_MS 10000 /* A reader works at its block for so long. */
-#define DRAIN_LAST_MS 3000      /* Until peers' figures show what has gone. */
+#define DRAIN_MS 10000 /* A reader works at its block for so long. */
+/* After the last of them: until peers' figures show what has gone. */
+#define DRAIN_LAST(ms) ((ms)*3 / 10)
 
 struct drain {
     atomic_uint readers;
@@ -71,6 +72,7 @@ struct sos_store {
     unsigned inflight;            /* Passages. */
     struct list fetches;          /* Reads from disk and peers under way. */
     uint64_t idle_since_ms;       /* Boot time; when the last one closed. */
+    bool ends;                    /* sos_store_end() */
     struct uses uses;
     struct drain drain;
 };
@@ -120,6 +122,7 @@ struct sos {
     atomic_uint n_burying;
 
     struct drain drain; /* Of all stores. */
+    uint64_t drain_ms;
     atomic_bool hurry;
 
     struct sos_counts counts;

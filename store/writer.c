@@ -1,9 +1,6 @@
 #include "store/writer.h"
 
-#include "store/base/bytes.h"
 #include "store/base/error.h"
-
-#include <string.h>
 
 /* A record that would have to be split although it is small starts the next
  * block instead: what is lost is at most this part of a block, and readers of
@@ -91,15 +88,20 @@ static int seal(struct writer *w, bool continues)
     return 0;
 }
 
-static inline void add_bytes(struct writer *w, const void *data, size_t len)
+void writer_hash(struct writer *w)
+{
+    size_t n = (w->at - w->hashed) / HASH_STEP * HASH_STEP;
+
+    hash_update(&w->sum, w->payload + w->hashed, n);
+    w->hashed += n;
+}
+
+static void add_bytes(struct writer *w, const void *data, size_t len)
 {
     memcpy(w->payload + w->at, data, len);
     w->at += len;
     if (w->at - w->hashed >= HASH_STEP) {
-        size_t n = (w->at - w->hashed) / HASH_STEP * HASH_STEP;
-
-        hash_update(&w->sum, w->payload + w->hashed, n);
-        w->hashed += n;
+        writer_hash(w);
     }
 }
 
@@ -139,12 +141,16 @@ static int write_spanning(struct writer *w, const unsigned char *data,
     }
 }
 
-static int write_slow(struct writer *w, const void *data, size_t len)
+int writer_write_any(struct writer *w, const void *data, size_t len)
 {
+    int failed = atomic_load_explicit(&w->sink->failed, memory_order_relaxed);
     unsigned char frame[BLOCK_FRAME_SIZE];
     size_t room;
     int rv;
 
+    if (failed != 0) {
+        return sink_failed(w, failed);
+    }
     if (w->status != 0) {
         return w->status;
     }
@@ -178,26 +184,6 @@ static int write_slow(struct writer *w, const void *data, size_t len)
     put_le32(frame, (uint32_t)len);
     add_bytes(w, frame, sizeof frame);
     return write_spanning(w, data, len);
-}
-
-int writer_write(struct writer *w, const void *data, size_t len)
-{
-    int failed = atomic_load_explicit(&w->sink->failed, memory_order_relaxed);
-    unsigned char *p;
-
-    if (failed != 0) {
-        return sink_failed(w, failed);
-    }
-    if (w->payload == NULL || w->status != 0 || w->records == 0 ||
-        len > HASH_STEP || w->capacity - w->at < BLOCK_FRAME_SIZE + len) {
-        return write_slow(w, data, len);
-    }
-    p = w->payload + w->at;
-    put_le32(p, (uint32_t)len);
-    w->at += BLOCK_FRAME_SIZE;
-    w->records++;
-    add_bytes(w, data, len);
-    return 0;
 }
 
 int writer_flush(struct writer *w)

@@ -1,7 +1,7 @@
 #include "tools/keeper.h"
 
 #include "cluster/pb.h"
-#include "cluster/sem_view.h"
+#include "cluster/locks/sem_view.h"
 #include "proto/locks.pb-c.h"
 #include "store/base/clock.h"
 #include "store/base/error.h"
@@ -466,6 +466,20 @@ static void *waiter_main(void *arg)
 /* --- life -------------------------------------------------------------------
  */
 
+static void release(struct keeper *k)
+{
+    if (k->line != NULL) {
+        client_free(k->line->client);
+        mem_free(k->line);
+    }
+    close(k->event);
+    pthread_cond_destroy(&k->wake);
+    pthread_mutex_destroy(&k->lock);
+    pthread_mutex_destroy(&k->dial_lock);
+    mem_free(k->nodes);
+    mem_free(k);
+}
+
 static int open_session(struct keeper *k, struct hedge_error *e)
 {
     uint64_t until = clock_boot_ms() + k->ctl->timeout_ms;
@@ -507,12 +521,14 @@ int keeper_start(const struct ctl *ctl, const struct keeper_request *r,
     k->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     new_session(k);
     rv = ctl_connect(ctl, &c); /* Says what is wrong with -n. */
-    if (rv != CLI_DONE) {
-        return rv;
+    if (rv == CLI_DONE) {
+        client_free(c);
+        rv = open_session(k, &e) != 0 ? ctl_error(&e) : CLI_DONE;
     }
-    client_free(c);
-    if (open_session(k, &e) != 0) {
-        return ctl_error(&e);
+    if (rv != CLI_DONE) {
+        release(k);
+        *out = NULL;
+        return rv;
     }
     if (pthread_create(&k->renewer, NULL, renewer_main, k) != 0 ||
         pthread_create(&k->watcher, NULL, watcher_main, k) != 0 ||
@@ -539,19 +555,7 @@ struct keeper_state keeper_state(struct keeper *k)
     return s;
 }
 
-static void release(struct keeper *k)
-{
-    if (k->line != NULL) {
-        client_free(k->line->client);
-        mem_free(k->line);
-    }
-    close(k->event);
-    pthread_cond_destroy(&k->wake);
-    pthread_mutex_destroy(&k->lock);
-    pthread_mutex_destroy(&k->dial_lock);
-    mem_free(k->nodes);
-    mem_free(k);
-}
+static struct keeper *unheard; /* Its threads still use it. */
 
 bool keeper_stop(struct keeper *k)
 {
@@ -565,8 +569,8 @@ bool keeper_stop(struct keeper *k)
     m.session = k->session;
     pthread_cond_broadcast(&k->wake);
     pthread_mutex_unlock(&k->lock);
-    /* The calls that wait are answered when the session has gone. The process
-     * ends now; its threads need not. */
+    /* The calls that wait are answered when the session has gone. Where that
+     * cannot be told, the threads end with the process. */
     rv = call(k, "/hedge.v1.Locks/CloseSession", &m.base,
               &hedge__v1__lock_done__descriptor, CLOSE_MS, &reply, &e);
     if (rv == HEDGE_EUNAVAILABLE || rv == HEDGE_ETIMEDOUT) {
@@ -579,6 +583,8 @@ bool keeper_stop(struct keeper *k)
         pthread_join(k->watcher, NULL);
         pthread_join(k->renewer, NULL);
         release(k);
+    } else {
+        unheard = k;
     }
     return rv == 0;
 }

@@ -68,13 +68,20 @@ static bool parse_point(const char *text, void *out, char why[CLI_WHY_MAX])
 /* --- printing ---------------------------------------------------------------
  */
 
+static void print_bytes(const void *data, size_t len)
+{
+    if (len > 0) {
+        (void)fwrite(data, 1, len, stdout);
+    }
+}
+
 static void print_buffer(struct strbuf *b)
 {
     if (!strbuf_ok(b)) {
         (void)fputs("hedgectl: out of memory\n", stderr);
         _exit(1);
     }
-    (void)fwrite(b->text, 1, b->len, stdout);
+    print_bytes(b->text, b->len);
     b->len = 0;
 }
 
@@ -221,7 +228,7 @@ static int on_version(void *ctx, const Hedge__V1__LogEntry *entry)
         log_json_entry(&g->text, entry);
         print_buffer(&g->text);
     } else if (g->table == NULL) {
-        (void)fwrite(entry->value.data, 1, entry->value.len, stdout);
+        print_bytes(entry->value.data, entry->value.len);
     } else {
         clock_format(entry->timestamp_ms, when);
         table_u64(g->table, entry->revision);

@@ -26,23 +26,21 @@ static int no_memory(struct hedge_error *e)
  */
 
 static int unpack(struct rpc_msg *msg, const ProtobufCMessageDescriptor *type,
-                  void *out, struct hedge_error *e)
+                  void **out, struct hedge_error *e)
 {
-    ProtobufCMessage *m;
     unsigned char *bytes;
     size_t len = 0;
 
+    *out = NULL;
     if (client_message_bytes(msg, &bytes, &len) != 0) {
         return no_memory(e);
     }
-    m = protobuf_c_message_unpack(type, NULL, len, bytes);
+    *out = protobuf_c_message_unpack(type, NULL, len, bytes);
     mem_free(bytes);
-    if (m == NULL) {
-        return error_set(e, HEDGE_EPROTO, "the node's answer is no %s",
-                         type->short_name);
-    }
-    memcpy(out, &m, sizeof m);
-    return 0;
+    return *out != NULL
+               ? 0
+               : error_set(e, HEDGE_EPROTO, "the node's answer is no %s",
+                           type->short_name);
 }
 
 static int pack(const ProtobufCMessage *m, unsigned char **out, size_t *len,
@@ -109,6 +107,7 @@ int log_put(struct client *c, Hedge__V1__LogPutRequest *m, uint64_t timeout_ms,
 {
     struct rpc_msg msg;
     unsigned char *bytes;
+    void *reply;
     size_t len;
     int rv;
 
@@ -126,7 +125,8 @@ int log_put(struct client *c, Hedge__V1__LogPutRequest *m, uint64_t timeout_ms,
     }
     mem_free(bytes);
     if (rv == 0) {
-        rv = unpack(&msg, &hedge__v1__log_put_reply__descriptor, out, e);
+        rv = unpack(&msg, &hedge__v1__log_put_reply__descriptor, &reply, e);
+        *out = reply;
     }
     if (rv == 0 && (*out)->n_results != m->n_puts) {
         hedge__v1__log_put_reply__free_unpacked(*out, NULL);
@@ -256,7 +256,7 @@ int log_query(struct client *c, const Hedge__V1__LogQuery *q, bool follow,
     }
     rv = 0; /* After a failure receiving tells why. */
     while (rv == 0 && r.status == 0) {
-        Hedge__V1__LogPage *page;
+        void *page;
 
         rv = rpc_stream_recv(s, follow ? RPC_NO_TIMEOUT : timeout_ms, &msg, e);
         if (rv == 0) {

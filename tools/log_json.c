@@ -354,8 +354,7 @@ static bool skip_members(struct parser *p, char close, unsigned depth)
     return take_char(p, close) || fail(p, "a bracket without an end");
 }
 
-static bool skip_value(struct parser *p,
-                       unsigned depth) // NOLINT(misc-no-recursion)
+static bool skip_value(struct parser *p, unsigned depth)
 {
     unsigned char *text;
     size_t len;

@@ -1,5 +1,5 @@
 #include "cluster/pb.h"
-#include "cluster/semaphore.h"
+#include "cluster/locks/semaphore.h"
 #include "proto/locks.pb-c.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"

@@ -386,7 +386,7 @@ int sem_run(const struct ctl *ctl, const struct keeper_request *r,
 {
     struct run x = {.r = r, .command = command, .tty = -1, .to_guard = -1};
     struct keeper_state s;
-    uint64_t now;
+    uint64_t now, left_ms;
 
     if (block_signals(&x) < 0) {
         return cli_fail("no descriptor for signals"), SEM_RUN_FAILED;
@@ -404,15 +404,13 @@ int sem_run(const struct ctl *ctl, const struct keeper_request *r,
         return SEM_RUN_FAILED;
     }
     oversee(&x);
-    now = clock_boot_ms();
     if (!keeper_stop(x.keeper) && !x.lost) {
+        now = clock_boot_ms();
+        left_ms = x.told_ms > now ? x.told_ms - now : 0;
         fprintf(stderr,
-                "hedgectl: the permits of \"%s\" could not be given "
-                "back; they are free in %llu s at the latest\n",
-                r->name,
-                (unsigned long long)((x.told_ms > now ? x.told_ms - now : 0) /
-                                         1000 +
-                                     1));
+                "hedgectl: the permits of \"%s\" could not be given back; they "
+                "are free in %llu s at the latest\n",
+                r->name, (unsigned long long)left_ms / 1000 + 1);
     }
     return x.lost ? SEM_RUN_FAILED : x.status;
 }

@@ -1,6 +1,6 @@
 #include "tools/sos_io.h"
 
-#include "cluster/store_link.h"
+#include "cluster/stores/store_link.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -20,6 +20,9 @@
 /* So little that it is still in the cache when it is cut into records. */
 #define READ_CHUNK ((size_t)256 << 10)
 #define OUT_BUFFER ((size_t)256 << 10)
+/* Of a pipe we write to, where the system lets us: with the usual 64 KiB, this
+ * program and the one behind it wait for each other at every 64 KiB. */
+#define OUT_PIPE (1 << 20)
 #define PROGRESS_MS 250
 #define FOLLOW_STEP_MS 1000
 #define OPEN_RETRY_MS 200
@@ -455,6 +458,7 @@ int sos_read_run(const struct sos_read_args *a)
     if (o.buffer == NULL) {
         return cli_fail("no memory");
     }
+    (void)fcntl(STDOUT_FILENO, F_SETPIPE_SZ, OUT_PIPE);
     rv = ctl_connect(a->ctl, &c);
     if (rv != 0) {
         mem_free(o.buffer);

@@ -1,6 +1,6 @@
 #include "tools/store_info.h"
 
-#include "cluster/store_json.h"
+#include "cluster/stores/store_json.h"
 
 #include "store/base/clock.h"
 #include "store/base/units.h"

@@ -2,7 +2,7 @@
 #include "bench/lib/bench.h"
 
 #include "store/base/clock.h"
-#include "store/disk.h"
+#include "store/disk/disk.h"
 
 #include <errno.h>
 #include <fcntl.h>

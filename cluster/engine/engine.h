@@ -167,10 +167,35 @@ struct engine_ops {
     void (*close)(void *ctx);
 };
 
+struct engine_meter;
+
 struct engine {
     const struct engine_ops *ops;
     void *ctx;
+    struct engine_meter *meter; /* NULL: nobody counts. */
 };
+
+/* What has been asked of an engine since it was opened. The time of the last
+ * two kinds is not taken: they are made by the million. */
+enum engine_call {
+    ENGINE_ACQUIRE,
+    ENGINE_RENEW,
+    ENGINE_RELEASE,
+    ENGINE_LOOK,
+    ENGINE_APPEND,
+    ENGINE_SCAN,
+    ENGINE_COMPACT,
+    ENGINE_MAINTAIN,
+    ENGINE_LATEST,
+    ENGINE_LOG_STATE,
+    ENGINE_CALLS
+};
+struct engine_use {
+    uint64_t calls, failures, nanos;
+};
+const char *engine_call_name(enum engine_call call);
+void engine_use(const struct engine *g, enum engine_call call,
+                struct engine_use *out);
 
 /* Is there such an engine? Opens nothing. */
 int engine_check(const char *url, const char *group, struct hedge_error *e);

@@ -17,6 +17,7 @@
 
 #define MAGIC 0x4d4c4448u /* "HDLM" */
 #define LEASE_MAP_BYTES ((uint64_t)64 << 20)
+#define LEASE_RESERVE_BYTES ((uint64_t)256 << 10)
 #define BOOT_ID_SIZE 40
 #define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
 #define FORMAT_KEY "format"
@@ -535,8 +536,8 @@ static const struct engine_ops lmdb_ops = {
 int lmdb_engine_open(const char *dir, const char *group, struct engine *out,
                      struct hedge_error *e)
 {
-    static const struct lmdb_env_options options = {.map_bytes =
-                                                        LEASE_MAP_BYTES};
+    static const struct lmdb_env_options options = {
+        .map_bytes = LEASE_MAP_BYTES, .reserve_bytes = LEASE_RESERVE_BYTES};
     struct lmdb_engine *g = mem_calloc(1, sizeof *g);
     struct row row;
     int rv;

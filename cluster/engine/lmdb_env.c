@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,6 +45,7 @@ struct lmdb_env {
     pthread_mutex_t lock;
     pthread_cond_t idle;
     bool writing;
+    atomic_bool broken;     /* MDB_PANIC was seen. */
     uint64_t turn_ended_ms; /* Of `writing`'s owner. */
 };
 
@@ -342,6 +344,17 @@ static int check_length(struct lmdb_env *env, struct hedge_error *e)
     return 0;
 }
 
+static void reserve(struct lmdb_env *env, uint64_t bytes)
+{
+    mdb_filehandle_t fd;
+
+    if (bytes > 0 && mdb_env_get_fd(env->mdb, &fd) == 0 &&
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) != 0) {
+        log_debug("engine", "%s/data.mdb: nothing reserved: %s", env->path,
+                  strerror(errno));
+    }
+}
+
 static int open_main(struct lmdb_env *env)
 {
     MDB_txn *txn;
@@ -395,6 +408,7 @@ static int open_files(struct lmdb_env *env, const struct lmdb_env_options *o,
     if (rc != 0) {
         return rc;
     }
+    reserve(env, o->reserve_bytes);
     rc = open_main(env);
     return rc != 0 ? lmdb_error(e, rc, env->path) : 0;
 }
@@ -424,6 +438,12 @@ static int open_locked(const char *path, const struct lmdb_env_options *o,
         return error_set_errno(e, errno, "%s", path);
     }
     env = find(&st);
+    if (env != NULL && atomic_load(&env->broken)) {
+        return error_set(e, HEDGE_EBUSY,
+                         "%s: writing has failed, and others of this process "
+                         "are not done with it",
+                         path);
+    }
     if (env != NULL) {
         env->refs++;
         *out = env;
@@ -505,6 +525,20 @@ MDB_dbi lmdb_env_main(const struct lmdb_env *env)
 const char *lmdb_env_path(const struct lmdb_env *env)
 {
     return env->path;
+}
+
+bool lmdb_env_is_broken(struct lmdb_env *env)
+{
+    return atomic_load(&env->broken);
+}
+
+/* LMDB's code of a transaction that could not begin. */
+static int begin_error(struct lmdb_env *env, int rc, struct hedge_error *e)
+{
+    if (rc == MDB_PANIC) {
+        atomic_store(&env->broken, true);
+    }
+    return lmdb_error(e, rc, env->path);
 }
 
 /* --- transactions -----------------------------------------------------------
@@ -617,7 +651,7 @@ int lmdb_write_begin(struct lmdb_env *env, uint64_t timeout_ms, MDB_txn **out,
     if (rc != 0) {
         *out = NULL;
         give_up_turn(env);
-        return lmdb_error(e, rc, env->path);
+        return begin_error(env, rc, e);
     }
     return 0;
 }
@@ -655,7 +689,7 @@ int lmdb_read_begin(struct lmdb_env *env, MDB_txn **txn, struct hedge_error *e)
     }
     if (rc != 0) {
         *txn = NULL;
-        return lmdb_error(e, rc, env->path);
+        return begin_error(env, rc, e);
     }
     return 0;
 }

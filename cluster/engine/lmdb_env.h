@@ -23,6 +23,7 @@
 #include "store/base/error.h"
 
 #include <lmdb.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define LMDB_READERS_MAX 4096u
@@ -32,6 +33,9 @@ struct lmdb_env;
 struct lmdb_env_options {
     uint64_t map_bytes; /* Reserved once, sparse; the same for all. */
     unsigned databases; /* Named ones; 0 = only the unnamed one. */
+    /* Blocks that the file is given at once, where the file system can: what
+     * is written again and again then needs no room when the disk is full. */
+    uint64_t reserve_bytes;
 };
 
 /* Open DIR/NAME, making the directories (0700) that are missing. Refused with
@@ -61,6 +65,11 @@ void lmdb_write_abort(struct lmdb_env *env, MDB_txn *txn);
  * resets it) and is NULL the first time. One thread at a time uses it. */
 int lmdb_read_begin(struct lmdb_env *env, MDB_txn **txn, struct hedge_error *e);
 void lmdb_read_end(MDB_txn *txn);
+
+/* A meta page could not be written: LMDB refuses everything from then on
+ * (HEDGE_EIO). When all in this process have closed the environment, it can be
+ * opened again; until then opening is HEDGE_EBUSY. */
+bool lmdb_env_is_broken(struct lmdb_env *env);
 
 /* The hedge code of an LMDB one, with "what: LMDB's text". */
 int lmdb_error(struct hedge_error *e, int rc, const char *what);

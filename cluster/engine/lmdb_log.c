@@ -4,7 +4,7 @@
 #include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
-#include "store/kvlog.h"
+#include "store/kvlog/kvlog.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -40,8 +40,12 @@ struct slot {
 
 struct lmdb_log {
     char *dir, *group;
+    /* Lock order: write_lock, the slots' in their order, lock. Env and tables
+     * stay as they are for who has found is_open with write_lock or a slot's
+     * lock held. */
+    pthread_mutex_t write_lock;
     pthread_mutex_t lock; /* Opening. */
-    atomic_bool is_open;  /* Then env and tables stay as they are. */
+    atomic_bool is_open;
     struct lmdb_env *env;
     struct kvlog tables;
     struct hedge_error failed;
@@ -64,6 +68,7 @@ int lmdb_log_new(const char *dir, const char *group, struct lmdb_log **out)
         return HEDGE_ENOMEM;
     }
     pthread_mutex_init(&log->lock, NULL);
+    pthread_mutex_init(&log->write_lock, NULL);
     for (unsigned i = 0; i < SLOTS; i++) {
         pthread_mutex_init(&log->slots[i].lock, NULL);
     }
@@ -77,22 +82,27 @@ int lmdb_log_new(const char *dir, const char *group, struct lmdb_log **out)
     return 0;
 }
 
+static void slot_release(struct slot *s)
+{
+    kvlog_reader_release(&s->reader);
+    if (s->txn != NULL) {
+        mdb_txn_abort(s->txn);
+        s->txn = NULL;
+    }
+}
+
 void lmdb_log_free(struct lmdb_log *log)
 {
     if (log == NULL) {
         return;
     }
     for (unsigned i = 0; i < SLOTS; i++) {
-        struct slot *s = &log->slots[i];
-
-        kvlog_reader_release(&s->reader);
-        if (s->txn != NULL) {
-            mdb_txn_abort(s->txn);
-        }
-        pthread_mutex_destroy(&s->lock);
+        slot_release(&log->slots[i]);
+        pthread_mutex_destroy(&log->slots[i].lock);
     }
     lmdb_env_close(log->env);
     pthread_mutex_destroy(&log->lock);
+    pthread_mutex_destroy(&log->write_lock);
     mem_free(log->dir);
     mem_free(log->group);
     mem_free(log);
@@ -192,6 +202,32 @@ static int need_log(struct lmdb_log *log, struct hedge_error *e)
     return atomic_load(&log->is_open) ? 0 : open_log(log, e);
 }
 
+/* Let go of an environment that LMDB has given up, so that the next call can
+ * open it anew. */
+static void close_if_broken(struct lmdb_log *log)
+{
+    pthread_mutex_lock(&log->write_lock);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        pthread_mutex_lock(&log->slots[i].lock);
+    }
+    pthread_mutex_lock(&log->lock);
+    if (atomic_load(&log->is_open) && lmdb_env_is_broken(log->env)) {
+        log_error("engine", "%s: writing has failed; it is opened again",
+                  lmdb_env_path(log->env));
+        for (unsigned i = 0; i < SLOTS; i++) {
+            slot_release(&log->slots[i]);
+        }
+        lmdb_env_close(log->env);
+        log->env = NULL;
+        atomic_store(&log->is_open, false);
+    }
+    pthread_mutex_unlock(&log->lock);
+    for (unsigned i = SLOTS; i-- > 0;) {
+        pthread_mutex_unlock(&log->slots[i].lock);
+    }
+    pthread_mutex_unlock(&log->write_lock);
+}
+
 static int with_path(struct lmdb_log *log, int rv, struct hedge_error *e)
 {
     if (rv == HEDGE_EIO || rv == HEDGE_ECORRUPT || rv == HEDGE_ENOSPC) {
@@ -253,6 +289,39 @@ static int append_some(struct lmdb_log *log, MDB_txn *txn,
     return rv;
 }
 
+/* On 0 log->write_lock is held, until write_end(). An environment that has
+ * broken is opened again and tried once more. */
+static int write_begin(struct lmdb_log *log, uint64_t timeout_ms, MDB_txn **txn,
+                       struct hedge_error *e)
+{
+    int rv = 0;
+
+    for (unsigned tries = 0; tries < 2; tries++) {
+        rv = need_log(log, e);
+        if (rv != 0) {
+            return rv;
+        }
+        pthread_mutex_lock(&log->write_lock);
+        rv = atomic_load(&log->is_open)
+                 ? lmdb_write_begin(log->env, timeout_ms, txn, e)
+                 : error_set(e, HEDGE_EIO, "the log is opened again");
+        if (rv == 0) {
+            return 0;
+        }
+        pthread_mutex_unlock(&log->write_lock);
+        if (rv != HEDGE_EIO) {
+            return rv;
+        }
+        close_if_broken(log);
+    }
+    return rv;
+}
+
+static void write_end(struct lmdb_log *log)
+{
+    pthread_mutex_unlock(&log->write_lock);
+}
+
 int lmdb_log_append(struct lmdb_log *log, uint64_t token, const char *leader,
                     struct engine_put *puts, size_t n, uint64_t timeout_ms,
                     struct hedge_error *e)
@@ -262,11 +331,8 @@ int lmdb_log_append(struct lmdb_log *log, uint64_t token, const char *leader,
     bool changed = false;
     size_t done = 0;
     MDB_txn *txn;
-    int rv = need_log(log, e);
+    int rv = write_begin(log, timeout_ms, &txn, e);
 
-    if (rv == 0) {
-        rv = lmdb_write_begin(log->env, timeout_ms, &txn, e);
-    }
     if (rv != 0) {
         return rv;
     }
@@ -277,10 +343,13 @@ int lmdb_log_append(struct lmdb_log *log, uint64_t token, const char *leader,
         done += some;
     } while (rv == 0 && done < n);
     if (rv == 0 && changed) {
-        return commit(log, txn, e);
+        rv = commit(log, txn, e);
+    } else {
+        lmdb_write_abort(log->env, txn);
+        rv = with_path(log, rv, e);
     }
-    lmdb_write_abort(log->env, txn);
-    return with_path(log, rv, e);
+    write_end(log);
+    return rv;
 }
 
 int lmdb_log_compact(struct lmdb_log *log, uint64_t token,
@@ -295,21 +364,20 @@ int lmdb_log_compact(struct lmdb_log *log, uint64_t token,
                                     .seen = c->seen,
                                     .at_len = c->at_len};
     MDB_txn *txn;
-    int rv = need_log(log, e);
+    int rv = write_begin(log, timeout_ms, &txn, e);
 
-    memcpy(mine.at, c->at, sizeof mine.at);
-    if (rv == 0) {
-        rv = lmdb_write_begin(log->env, timeout_ms, &txn, e);
-    }
     if (rv != 0) {
         return rv;
     }
+    memcpy(mine.at, c->at, sizeof mine.at);
     rv = kvlog_compact(txn, &log->tables, token, &mine, e);
-    if (rv != 0) {
+    if (rv == 0) {
+        rv = commit(log, txn, e);
+    } else {
         lmdb_write_abort(log->env, txn);
-        return with_path(log, rv, e);
+        rv = with_path(log, rv, e);
     }
-    rv = commit(log, txn, e);
+    write_end(log);
     if (rv == 0) {
         c->removed = mine.removed;
         c->done = mine.done;
@@ -344,16 +412,15 @@ static struct slot *take_slot(struct lmdb_log *log)
     return &log->slots[mine - 1];
 }
 
-static int read_begin(struct lmdb_log *log, struct slot **out,
+/* With the slot's lock held. */
+static int slot_begin(struct lmdb_log *log, struct slot *s,
                       struct hedge_error *e)
 {
-    struct slot *s;
-    int rv = need_log(log, e);
+    int rv;
 
-    if (rv != 0) {
-        return rv;
+    if (!atomic_load(&log->is_open)) {
+        return error_set(e, HEDGE_EIO, "the log is opened again");
     }
-    s = take_slot(log);
     rv = lmdb_read_begin(log->env, &s->txn, e);
     if (rv == 0) {
         rv = kvlog_reader_begin(&s->reader, s->txn, &log->tables, e);
@@ -361,12 +428,31 @@ static int read_begin(struct lmdb_log *log, struct slot **out,
             lmdb_read_end(s->txn);
         }
     }
-    if (rv != 0) {
-        pthread_mutex_unlock(&s->lock);
-        return rv;
+    return rv;
+}
+
+static int read_begin(struct lmdb_log *log, struct slot **out,
+                      struct hedge_error *e)
+{
+    int rv = 0;
+
+    for (unsigned tries = 0; tries < 2; tries++) {
+        rv = need_log(log, e);
+        if (rv != 0) {
+            return rv;
+        }
+        *out = take_slot(log);
+        rv = slot_begin(log, *out, e);
+        if (rv == 0) {
+            return 0;
+        }
+        pthread_mutex_unlock(&(*out)->lock);
+        if (rv != HEDGE_EIO) {
+            return rv;
+        }
+        close_if_broken(log);
     }
-    *out = s;
-    return 0;
+    return rv;
 }
 
 static void read_end(struct slot *s)
@@ -412,8 +498,8 @@ int lmdb_log_latest(struct lmdb_log *log, const void *key, size_t key_len,
     if (rv == 0) {
         rv = kvlog_latest(&s->reader, &log->tables, key, key_len, on_entry, &t,
                           e);
-        read_end(s);
         rv = with_path(log, rv, e);
+        read_end(s);
     }
     return rv;
 }
@@ -446,6 +532,7 @@ int lmdb_log_scan(struct lmdb_log *log, struct engine_query *q,
         memcpy(mine.resume, q->resume, q->resume_len);
     }
     rv = kvlog_scan(&s->reader, &log->tables, &mine, on_entry, &t, more, e);
+    rv = with_path(log, rv, e);
     read_end(s);
     if (rv == 0) {
         q->limit = mine.limit;
@@ -453,7 +540,7 @@ int lmdb_log_scan(struct lmdb_log *log, struct engine_query *q,
         q->resume_len = mine.resume_len;
         memcpy(q->resume, mine.resume, mine.resume_len);
     }
-    return with_path(log, rv, e);
+    return rv;
 }
 
 int lmdb_log_state(struct lmdb_log *log, struct engine_log_state *out,
@@ -466,30 +553,30 @@ int lmdb_log_state(struct lmdb_log *log, struct engine_log_state *out,
     if (rv != 0) {
         return rv;
     }
-    rv = kvlog_get_state(s->txn, &log->tables, &state, e);
+    rv = with_path(log, kvlog_get_state(s->txn, &log->tables, &state, e), e);
     read_end(s);
     out->revision = state.revision;
     out->timestamp_ms = state.timestamp_ms;
     out->floor = state.floor;
     out->term = state.term;
-    return with_path(log, rv, e);
+    return rv;
 }
 
 int lmdb_log_maintain(struct lmdb_log *log, struct engine_health *out,
                       struct hedge_error *e)
 {
-    int dead = 0, rc;
+    int dead = 0, rc = 0;
 
-    if (!atomic_load(&log->is_open)) {
-        return 0;
+    pthread_mutex_lock(&log->lock); /* Keeps it open, or not. */
+    if (atomic_load(&log->is_open)) {
+        rc = mdb_reader_check(lmdb_env_handle(log->env), &dead);
     }
-    rc = mdb_reader_check(lmdb_env_handle(log->env), &dead);
+    pthread_mutex_unlock(&log->lock);
     if (rc != 0) {
-        return lmdb_error(e, rc, lmdb_env_path(log->env));
+        return lmdb_error(e, rc, "the log's readers");
     }
     if (dead > 0) {
-        log_info("engine", "%s: freed the slots of %d dead readers",
-                 lmdb_env_path(log->env), dead);
+        log_info("engine", "the log: freed the slots of %d dead readers", dead);
     }
     out->readers_cleared += (unsigned)dead;
     return 0;

@@ -1,5 +1,5 @@
-/* lmdb_log.h - the log of the lmdb engine: the tables of store/kvlog.h in an
- * environment DIR/log that the processes of a machine share.
+/* lmdb_log.h - the log of the lmdb engine: the tables of store/kvlog/kvlog.h in
+ * an environment DIR/log that the processes of a machine share.
  *
  * Opened by the first call that needs it, and again after a failure: a log
  * that cannot be read is an error of each call and never keeps a node from

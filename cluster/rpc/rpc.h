@@ -226,6 +226,13 @@ int rpc_stream_open(struct rpc_channel *c, const char *path,
  * been received yet. */
 int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms);
+/* The same without waiting for this message: it returns once the one before has
+ * been taken, so that the transport always has one to go on with. What becomes
+ * of this one, the next call or the stream's end tells. */
+int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out,
+                    uint64_t timeout_ms);
+/* Wait until all that was posted has been taken. */
+int rpc_stream_settle(struct rpc_stream *s, uint64_t timeout_ms);
 /* Client: no more messages will be sent. */
 int rpc_stream_close_send(struct rpc_stream *s);
 /* The same without waiting, for one thread with many streams. A message is

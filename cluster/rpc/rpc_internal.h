@@ -182,6 +182,7 @@ struct rpc_stream {
     struct rpc_stream_op open, send, recv, end;
 
     grpc_byte_buffer *send_buffer;
+    grpc_byte_buffer *send_next; /* Posted: sent when that one has been. */
     bool send_failed, send_closed, sent_headers;
     bool close_wanted; /* As soon as nothing is being sent. */
     rpc_notify_fn notify;

@@ -175,26 +175,58 @@ static void start_close(struct rpc_stream *s)
     }
 }
 
+static void send_op(grpc_op *op, grpc_byte_buffer *message)
+{
+    memset(op, 0, sizeof *op);
+    op->op = GRPC_OP_SEND_MESSAGE;
+    op->data.send_message.send_message = message;
+}
+
+/* With s->lock held: what has been posted is to be sent now, or never. The
+ * message to start, or NULL; *left is to be destroyed; *close: the end of
+ * sending is to be started. */
+static grpc_byte_buffer *send_turn(struct rpc_stream *s, bool ok,
+                                   grpc_byte_buffer **left, bool *close)
+{
+    grpc_byte_buffer *next = s->send_next;
+
+    s->send_failed = s->send_failed || !ok;
+    s->send_next = *left = NULL;
+    if (s->send_failed) {
+        *left = next;
+        next = NULL;
+    }
+    s->send_buffer = next;
+    *close = next == NULL && s->close_wanted && !s->send_failed;
+    if (next == NULL) {
+        s->close_wanted = false;
+    }
+    if (next == NULL && !*close) { /* Else sending is under way still. */
+        op_done(s, &s->send);
+    }
+    pthread_cond_signal(&s->can_send);
+    return next;
+}
+
 static void on_send(struct rpc_tag *t, bool ok)
 {
     struct rpc_stream *s = container_of(t, struct rpc_stream, send.tag);
-    grpc_byte_buffer *sent;
+    grpc_byte_buffer *sent, *next, *left;
+    grpc_op op;
     bool close;
 
-    pthread_mutex_lock(&s->lock);
-    sent = s->send_buffer;
-    s->send_buffer = NULL;
-    s->send_failed = s->send_failed || !ok;
-    close = s->close_wanted && !s->send_failed;
-    s->close_wanted = false;
-    if (!close) { /* Else it is pending still, for the end of sending. */
-        pthread_cond_signal(&s->can_send);
-        op_done(s, &s->send);
-    }
-    pthread_mutex_unlock(&s->lock);
-    if (sent != NULL) {
+    do {
+        pthread_mutex_lock(&s->lock);
+        sent = s->send_buffer;
+        next = send_turn(s, ok, &left, &close);
+        pthread_mutex_unlock(&s->lock);
         grpc_byte_buffer_destroy(sent);
-    }
+        grpc_byte_buffer_destroy(left);
+        if (next != NULL) {
+            send_op(&op, next);
+            ok = rpc_start(s->call, &op, 1, &s->send.tag) == 0;
+        }
+    } while (next != NULL && !ok);
     if (close) {
         start_close(s);
     }
@@ -239,27 +271,82 @@ static int send_start(struct rpc_stream *s, const grpc_op *op,
     return rv;
 }
 
+/* With s->lock held: wait until a message may be posted. */
+static int send_await_turn(struct rpc_stream *s, uint64_t until_ns)
+{
+    while (s->send_next != NULL) {
+        if (!rpc_cond_wait(&s->can_send, &s->lock, until_ns) &&
+            s->send_next != NULL) {
+            return HEDGE_ETIMEDOUT;
+        }
+    }
+    return s->send_failed ? send_error(s) : 0;
+}
+
+static int message_new(const struct rpc_out *out, grpc_byte_buffer **message)
+{
+    *message = NULL;
+    if (out->head_len > RPC_MESSAGE_MAX ||
+        out->body_len > RPC_MESSAGE_MAX - out->head_len) {
+        rpc_out_release(out);
+        return HEDGE_ETOOBIG;
+    }
+    *message = rpc_buffer_from_out(out);
+    return *message != NULL ? 0 : HEDGE_ENOMEM;
+}
+
+int rpc_stream_post(struct rpc_stream *s, const struct rpc_out *out,
+                    uint64_t timeout_ms)
+{
+    uint64_t until_ns = rpc_until(timeout_ms);
+    grpc_byte_buffer *message;
+    grpc_op op;
+    int rv = message_new(out, &message);
+
+    assert(s->magic == RPC_STREAM_MAGIC);
+    if (rv != 0) {
+        return rv;
+    }
+    pthread_mutex_lock(&s->lock);
+    rv = s->send_closed ? HEDGE_ECLOSED : send_await_turn(s, until_ns);
+    if (rv == 0 && s->send.pending) {
+        s->send_next = message;
+        message = NULL;
+    } else if (rv == 0) {
+        send_op(&op, message);
+        rv = send_start(s, &op, message);
+        message = NULL;
+    }
+    pthread_mutex_unlock(&s->lock);
+    grpc_byte_buffer_destroy(message);
+    return rv;
+}
+
+int rpc_stream_settle(struct rpc_stream *s, uint64_t timeout_ms)
+{
+    uint64_t until_ns = rpc_until(timeout_ms);
+    int rv;
+
+    assert(s->magic == RPC_STREAM_MAGIC);
+    pthread_mutex_lock(&s->lock);
+    rv = send_settle(s, until_ns);
+    pthread_mutex_unlock(&s->lock);
+    return rv;
+}
+
 int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
                     uint64_t timeout_ms)
 {
     uint64_t until_ns = rpc_until(timeout_ms);
     grpc_byte_buffer *message;
     grpc_op op;
-    int rv;
+    int rv = message_new(out, &message);
 
     assert(s->magic == RPC_STREAM_MAGIC);
-    if (out->head_len > RPC_MESSAGE_MAX ||
-        out->body_len > RPC_MESSAGE_MAX - out->head_len) {
-        rpc_out_release(out);
-        return HEDGE_ETOOBIG;
+    if (rv != 0) {
+        return rv;
     }
-    message = rpc_buffer_from_out(out);
-    if (message == NULL) {
-        return HEDGE_ENOMEM;
-    }
-    memset(&op, 0, sizeof op);
-    op.op = GRPC_OP_SEND_MESSAGE;
-    op.data.send_message.send_message = message;
+    send_op(&op, message);
     pthread_mutex_lock(&s->lock);
     rv = s->send_closed ? HEDGE_ECLOSED : send_settle(s, until_ns);
     if (rv == 0) {
@@ -268,9 +355,7 @@ int rpc_stream_send(struct rpc_stream *s, const struct rpc_out *out,
         rv = rv == 0 ? send_settle(s, until_ns) : rv;
     }
     pthread_mutex_unlock(&s->lock);
-    if (message != NULL) {
-        grpc_byte_buffer_destroy(message);
-    }
+    grpc_byte_buffer_destroy(message);
     return rv;
 }
 

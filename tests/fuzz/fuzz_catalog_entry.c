@@ -1,5 +1,5 @@
 /* The catalog's rows: what decodes must encode to the same bytes. */
-#include "store/catalog_internal.h"
+#include "store/catalog/catalog_internal.h"
 
 #include <assert.h>
 #include <string.h>

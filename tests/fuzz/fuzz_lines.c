@@ -1,7 +1,7 @@
 /* The line protocol: whatever the bytes are and however they are cut into
  * pieces, the same lines come out, and none is longer than it may be. The first
  * byte says how it is cut. */
-#include "cluster/lines.h"
+#include "cluster/foreign/lines.h"
 #include "store/base/errors.h"
 
 #include <stdlib.h>

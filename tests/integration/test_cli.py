@@ -11,7 +11,9 @@ from hedge_harness import (HEDGECTL, HedgeTest, free_ports, hedgectl, main,
                            spawn)
 
 COMMANDS = ["members", "leader", "status", "sos write", "sos read", "sos stat",
-            "sos ls", "sos rm"]
+            "sos ls", "sos rm",
+            "sem run", "sem acquire", "sem release", "sem ls", "sem revoke",
+            "lock run"]
 
 
 class Usage(HedgeTest):

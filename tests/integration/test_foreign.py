@@ -541,8 +541,10 @@ class Malformed(ForeignTest):
                            grpc_address="127.0.0.1:9"),
             wire_version=1, block_version=1, block_size=256 * KIB)
         report.stores.add(name="mine", generation=12345)
-        with self.assertRaises(grpc.RpcError):
-            list(leader.peer().Join(iter([report]), timeout=5))
+        for complete in (False, True):
+            report.stores_complete = complete
+            with self.assertRaises(grpc.RpcError):
+                list(leader.peer().Join(iter([report]), timeout=5))
         self.assertEqual(other.ctl("sos", "read", "mine").stdout, b"one")
         # Somebody says that he leads: the engine is asked, not he.
         for node in self.nodes:

@@ -65,7 +65,7 @@ class Generic(SharedTest):
             services = r.services()
             self.assertLessEqual({
                 "hedge.v1.Store", "hedge.v1.Cluster", "hedge.v1.Peer",
-                "grpc.health.v1.Health",
+                "grpc.health.v1.Health", "hedgeproto.Hedge",
                 "grpc.reflection.v1.ServerReflection",
                 "grpc.reflection.v1alpha.ServerReflection"}, set(services))
             self.assertEqual(len(services), len(set(services)))
@@ -101,6 +101,9 @@ class Generic(SharedTest):
                     ("hedge.v1.WriteRequest", "hedge.proto"),
                     ("hedge.v1.WriteRequest.commit", "hedge.proto"),
                     ("hedge.v1.Compression", "hedge.proto"),
+                    ("hedgeproto.Payload", "hedgeproto.proto"),
+                    ("hedgeproto.Payload.MetaEntry", "hedgeproto.proto"),
+                    ("hedgeproto.Payload.MetaEntry.key", "hedgeproto.proto"),
                     ("grpc.health.v1.HealthCheckResponse.ServingStatus",
                      "health.proto")):
                 reply, = r.ask({"file_containing_symbol": symbol})
@@ -178,7 +181,7 @@ class Health(DaemonTest):
         node = self.node()
         wait_until("the node to serve", lambda: self.check(node) == SERVING)
         for service in ("hedge.v1.Store", "hedge.v1.Peer",
-                        "grpc.health.v1.Health"):
+                        "hedgeproto.Hedge", "grpc.health.v1.Health"):
             self.assertEqual(self.check(node, service), SERVING)
         with self.assertRaises(grpc.RpcError) as caught:
             self.check(node, "hedge.v1.Nothing")

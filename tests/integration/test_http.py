@@ -142,6 +142,21 @@ class Probes(HttpTest):
         self.assertEqual(
             rise["hedge_grpc_calls_total", "/hedge.v1.Store/Write"], 1)
         self.assertEqual(rise["hedge_http_requests_total", "/metrics"], 2)
+        leader = self.shared.leader()
+        before = metrics(leader)
+        for i in range(5):
+            self.assertEqual(request(node, "/put", b"m %d" % i)[0], 200)
+        self.assertEqual(request(node, "/get", b"m")[0], 200)
+        rise = {k: v - before[k] for k, v in metrics(leader).items()}
+        self.assertEqual(rise["hedge_log_puts_total"], 5)
+        self.assertGreaterEqual(rise["hedge_log_revision"], 5)
+        self.assertTrue(1 <= rise["hedge_log_transactions_total"] <= 5)
+        self.assertGreaterEqual(
+            rise["hedge_engine_calls_total", "append"], 1)
+        self.assertGreater(
+            rise["hedge_engine_seconds_total", "append"], 0)
+        self.assertEqual(rise["hedge_engine_failures_total", "append"], 0)
+        self.assertGreater(after["hedge_handlers_limit", "leader"], 0)
         self.assertGreater(after["process_resident_memory_bytes"], MIB)
         self.assertLess(abs(after["process_start_time_seconds"]
                             + after["hedge_uptime_seconds"] - time.time()), 30)
@@ -239,6 +254,38 @@ class Stores(HttpTest):
             self.first)["hedge_writers"] == 0)
 
 
+class Log(HttpTest):
+
+    def test_put_get(self):
+        put, get = self.nodes
+        for key, value in ((b"k", b"v"), (b"k", b"a value\nof two lines"),
+                           (b"empty", b""), (b"bytes", bytes(range(256))),
+                           (b"\xff\x01", b" two spaces before "),
+                           (b"big", random_bytes(3 * MIB))):
+            self.assertEqual(request(put, "/put", key + b" " + value),
+                             (200, b""))
+            for node in self.nodes:
+                self.assertEqual(request(node, "/get", key), (200, value))
+            put, get = get, put
+        for method in ("GET", "PUT", "DELETE"):
+            self.assertEqual(
+                request(self.first, "/get", b"empty", method=method),
+                (200, b""))
+        versions = self.first.ctl("get", "k", "--all", json_output=True)
+        self.assertEqual(len(versions.objects()), 2)
+
+    def test_what_is_refused(self):
+        for body in (b"", b"key", b" value", b"__hedge/x y", b"\0 y",
+                     b"k" * 600 + b" v"):
+            self.fails(400, self.first, "/put", body)
+        self.fails(413, self.first, "/put", b"k " + bytes(17 * MIB))
+        self.fails(404, self.first, "/get", b"nothing")
+        for key in (b"", b"__hedge/x", b"k" * 600):
+            status, body = request(self.first, "/get", key)
+            self.assertIn(status, (400, 404), body)
+            self.assertEqual(body.count(b"\n"), 1)
+
+
 class Messages(HttpTest):
 
     def test_send(self):
@@ -257,6 +304,18 @@ class Messages(HttpTest):
             self.assertEqual(status, 200, body)
             self.assertEqual(sorted(body.decode().splitlines()), [
                 f"{i}\t{i}: a\\nb\\r\\n\tc" for i in ids])
+
+
+    def test_streams(self):
+        leader = self.shared.leader().id
+        for node in self.nodes:
+            self.assertEqual(request(node, "/streamsend", b"one\ntwo"),
+                             (200, f"{leader}: one\\ntwo\n".encode()))
+            status, body = request(node, "/streambroadcast", b"x")
+            self.assertEqual(status, 200, body)
+            self.assertEqual(sorted(body.decode().splitlines()),
+                             sorted(f"{n.id}: x" for n in self.nodes))
+            self.assertEqual(request(node, "/streamsend", b"")[0], 200)
 
 
 class Manners(HttpTest):
@@ -363,16 +422,19 @@ class Crowd(DaemonTest):
             c.close()
 
     def test_not_ready(self):
-        self.node()
-        stranger = self.node(start=False, http=True, block_size="256K")
-        stranger.start(wait=False)
-        stranger.wait_ready(leader=False)
-        self.assertEqual(request(stranger, "/livez")[0], 200)
-        status, body = request(stranger, "/readyz")
-        self.assertEqual(status, 503)
-        self.assertIn(b"[-]group failed: ", body)
+        # The leader has died, and its lease has long to run.
+        leader = self.node(lease="60s")
+        node = self.node(http=True, lease="60s")
+        self.assertEqual(request(node, "/readyz")[0], 200)
+        leader.kill()
+        wait_until("the node to miss its leader",
+                   lambda: request(node, "/readyz")[0] == 503)
+        self.assertEqual(request(node, "/livez")[0], 200)
+        body = request(node, "/readyz")[1]
+        self.assertIn(b"failed: ", body)
         self.assertIn(b"readyz check failed", body)
-        self.assertEqual(request(stranger, "/readyz?exclude=group")[0], 200)
+        self.assertEqual(
+            request(node, "/readyz?exclude=group&exclude=leader")[0], 200)
 
     def test_messages_that_fail(self):
         node = self.node(http=True, leader_handler="false",

@@ -10,7 +10,7 @@ import grpc
 
 from hedge_harness import (MIB, DaemonTest, SharedTest, Timeout, finish,
                            hedge_error, hedgectl_start, main, random_bytes,
-                           stubs, wait_until)
+                           resident, stubs, wait_until)
 
 
 def messages():
@@ -148,6 +148,18 @@ class Commands(SharedTest):
         errors = {o["id"]: o["error"] for o in r.objects()}
         self.assertIsNone(errors[ids[0]])
         self.assertIn("no member", errors["nobody:1"])
+
+    def test_broadcast_to_too_many(self):
+        before = resident(self.first.pid)
+        request = self.pb.BroadcastRequest(to=["x:1"] * 500000)
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(self.stub.Broadcast(iter([request]), timeout=20))
+        self.assertEqual(hedge_error(caught.exception), "ETOOBIG")
+        self.assertLess(resident(self.first.pid) - before, 128 * MIB)
+        request = self.pb.BroadcastRequest(to=["x:1"] * 1024,
+                                           timeout_ms=2**64 - 1)
+        replies = list(self.stub.Broadcast(iter([request]), timeout=20))
+        self.assertEqual(len(replies), 1024)
 
     def test_stream_is_full_duplex(self):
         for node in self.nodes:

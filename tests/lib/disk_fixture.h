@@ -9,7 +9,7 @@
 #ifndef TESTS_LIB_DISK_FIXTURE_H
 #define TESTS_LIB_DISK_FIXTURE_H
 
-#include "store/disk.h"
+#include "store/disk/disk.h"
 
 #include <stdatomic.h>
 

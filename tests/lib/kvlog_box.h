@@ -13,7 +13,7 @@
 #ifndef TESTS_LIB_KVLOG_BOX_H
 #define TESTS_LIB_KVLOG_BOX_H
 
-#include "store/kvlog.h"
+#include "store/kvlog/kvlog.h"
 
 #include "tests/lib/check.h"
 

@@ -10,8 +10,8 @@
 #ifndef TESTS_LIB_PEER_NODE_H
 #define TESTS_LIB_PEER_NODE_H
 
-#include "cluster/peer_tier.h"
-#include "cluster/serve_peer.h"
+#include "cluster/peer/peer_tier.h"
+#include "cluster/peer/serve_peer.h"
 #include "store/sos.h"
 
 #include <stdatomic.h>

@@ -11,8 +11,8 @@
 #ifndef TESTS_LIB_SIM_H
 #define TESTS_LIB_SIM_H
 
-#include "cluster/election.h"
-#include "cluster/membership.h"
+#include "cluster/group/election.h"
+#include "cluster/group/membership.h"
 
 #include <stdbool.h>
 #include <stdint.h>

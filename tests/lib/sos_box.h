@@ -35,6 +35,7 @@ struct box_options {
     unsigned nodes;      /* Fake ones; 0: no remote tier. */
     uint64_t node_limit; /* 0: 1 GiB. */
     uint64_t lend_mem, lend_disk;
+    uint64_t drain_ms;
     enum disk_io io;
 };
 

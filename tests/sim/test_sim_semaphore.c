@@ -16,8 +16,8 @@
  * With each grant of a semaphore of one: its token is greater than the last.
  * After the faults everybody gets what they wait for, and when all have let
  * go, nothing is left in the engine. */
-#include "cluster/sem_view.h"
-#include "cluster/semaphore.h"
+#include "cluster/locks/sem_view.h"
+#include "cluster/locks/semaphore.h"
 #include "store/base/mem.h"
 #include "tests/lib/sim.h"
 

@@ -1,4 +1,4 @@
-#include "cluster/base64.h"
+#include "cluster/foreign/base64.h"
 
 #include "store/base/errors.h"
 #include "tests/lib/check.h"

@@ -1,6 +1,6 @@
 /* The catalog against a model that keeps the same in an array. */
-#include "store/catalog.h"
-#include "store/catalog_internal.h"
+#include "store/catalog/catalog.h"
+#include "store/catalog/catalog_internal.h"
 
 #include "store/base/clock.h"
 #include "store/base/log.h"

@@ -1,5 +1,5 @@
 /* What becomes of one message to one node: the decisions, without a network. */
-#include "cluster/messaging.h"
+#include "cluster/messages/messaging.h"
 
 #include "tests/lib/check.h"
 

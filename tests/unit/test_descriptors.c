@@ -1,4 +1,4 @@
-#include "cluster/descriptors.h"
+#include "cluster/foreign/descriptors.h"
 
 #include "tests/lib/check.h"
 

@@ -1,6 +1,6 @@
 /* The disk tier, with io_uring and with threads: blocks, limits, dropping,
  * files, the end. */
-#include "store/disk_internal.h"
+#include "store/disk/disk_internal.h"
 
 #include "store/base/clock.h"
 #include "store/base/mem.h"

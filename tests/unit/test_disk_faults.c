@@ -1,6 +1,6 @@
 /* The disk tier when something is missing: I/O that is cut short or fails,
  * full disks, no io_uring, no memory. */
-#include "store/disk_internal.h"
+#include "store/disk/disk_internal.h"
 
 #include "store/base/clock.h"
 #include "store/base/mem.h"

@@ -1,4 +1,4 @@
-#include "cluster/election.h"
+#include "cluster/group/election.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 /* The election core on the lmdb engine, in processes that are killed, stopped
  * and asked to end, on the real clock. Also the smallest driver there is. */
-#include "cluster/election.h"
+#include "cluster/group/election.h"
 #include "store/base/clock.h"
 
 #include <ftw.h>

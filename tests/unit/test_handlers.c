@@ -1,6 +1,6 @@
 /* The pool that runs users' handlers: deadlines, slots, what hangs, what stops.
  */
-#include "cluster/handlers.h"
+#include "cluster/messages/handlers.h"
 
 #include "store/base/mem.h"
 #include "tests/lib/check.h"

@@ -1,7 +1,7 @@
 /* The log's storage: what each question answers, what is refused, and rows
  * that are damaged. test_kvlog_model.c asks at random. */
-#include "store/kvlog.h"
-#include "store/kvlog_internal.h"
+#include "store/kvlog/kvlog.h"
+#include "store/kvlog/kvlog_internal.h"
 #include "store/base/bytes.h"
 #include "store/base/mem.h"
 

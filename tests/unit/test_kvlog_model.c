@@ -3,8 +3,8 @@
  * random length, some of them with puts between the pages.
  *
  * test_kvlog_model [SEED [STEPS]] replays a run. */
-#include "store/kvlog.h"
-#include "store/kvlog_internal.h"
+#include "store/kvlog/kvlog.h"
+#include "store/kvlog/kvlog_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-#include "cluster/lines.h"
+#include "cluster/foreign/lines.h"
 
 #include "store/base/errors.h"
 #include "store/base/strbuf.h"

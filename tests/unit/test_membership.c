@@ -1,4 +1,4 @@
-#include "cluster/membership.h"
+#include "cluster/group/membership.h"
 
 #include "store/base/mem.h"
 

@@ -369,6 +369,93 @@ static void test_send_timeout(void **state)
     service_stop(&s, 0);
 }
 
+/* Posted messages arrive in their order, and all before the end. */
+static void test_post(void **state)
+{
+    static unsigned char block[MIB];
+    atomic_int released = 0;
+    struct rpc_out big = {.head = "head",
+                          .head_len = 4,
+                          .body = block,
+                          .body_len = sizeof block,
+                          .release = count,
+                          .release_arg = &released};
+    struct rpc_stream *st;
+    struct service s;
+    char text[32];
+
+    (void)state;
+    service_start(&s, NULL, 0);
+    st = open_on(&s, STREAM_ECHO);
+    for (int i = 0; i < 200; i++) {
+        struct rpc_out out = {.head = text};
+
+        out.head_len = (size_t)snprintf(text, sizeof text, "message %d", i);
+        assert_int_equal(rpc_stream_post(st, &out, WAIT_MS), 0);
+    }
+    for (int i = 0; i < 200; i++) {
+        (void)snprintf(text, sizeof text, "message %d", i);
+        assert_recv(st, text);
+    }
+    rpc_stream_free(st);
+    st = open_on(&s, STREAM_SINK);
+    for (int i = 0; i < 20; i++) {
+        assert_int_equal(rpc_stream_post(st, &big, WAIT_MS), 0);
+    }
+    assert_int_equal(rpc_stream_settle(st, WAIT_MS), 0);
+    assert_int_equal(rpc_stream_post(st, &big, WAIT_MS), 0);
+    assert_int_equal(send_text(st, "last"), 0);
+    assert_int_equal(rpc_stream_post(st, &big, WAIT_MS), 0);
+    assert_int_equal(rpc_stream_close_send(st), 0);
+    assert_int_equal(rpc_stream_post(st, &big, WAIT_MS), HEDGE_ECLOSED);
+    assert_int_equal(recv_code(st, WAIT_MS), HEDGE_EEND);
+    rpc_stream_free(st);
+    assert_int_equal(atomic_load(&s.bytes), 22 * (MIB + 4) + 4);
+    assert_true(service_await(&released, 23));
+    service_stop(&s, 0);
+}
+
+/* A far end that does not read: what was posted stays, and goes with the
+ * stream. */
+static void test_post_stuck(void **state)
+{
+    static unsigned char block[MIB];
+    atomic_int released = 0;
+    struct rpc_out out = {.body = block,
+                          .body_len = sizeof block,
+                          .release = count,
+                          .release_arg = &released};
+    struct rpc_stream *st;
+    struct service s;
+    int rv = 0, sent = 0;
+
+    (void)state;
+    service_start(&s, NULL, 0);
+    st = open_on(&s, STREAM_IDLE);
+    for (; rv == 0 && sent < 1000; sent++) {
+        rv = rpc_stream_post(st, &out, 300);
+    }
+    assert_int_equal(rv, HEDGE_ETIMEDOUT);
+    assert_int_equal(rpc_stream_settle(st, 10), HEDGE_ETIMEDOUT);
+    assert_int_equal(rpc_stream_send(st, &out, 10), HEDGE_ETIMEDOUT);
+    assert_true(atomic_load(&released) < sent);
+    rpc_stream_cancel(st);
+    assert_int_equal(rpc_stream_post(st, &out, WAIT_MS), HEDGE_ECANCELED);
+    assert_int_equal(rpc_stream_settle(st, WAIT_MS), HEDGE_ECANCELED);
+    rpc_stream_free(st);
+    assert_true(service_await(&released, sent + 2));
+    service_stop(&s, 0);
+    /* Posted, and freed at once. */
+    service_start(&s, NULL, 0);
+    atomic_store(&released, 0);
+    st = open_on(&s, STREAM_SINK);
+    assert_int_equal(rpc_stream_post(st, &out, WAIT_MS), 0);
+    assert_int_equal(rpc_stream_post(st, &out, WAIT_MS), 0);
+    rpc_stream_free(st);
+    assert_true(service_await(&released, 2));
+    service_stop(&s, 0);
+}
+
 static void test_deadline(void **state)
 {
     struct rpc_stream *st;
@@ -654,6 +741,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_refused_messages),
         cmocka_unit_test(test_recv_timeout_loses_nothing),
         cmocka_unit_test(test_send_timeout),
+        cmocka_unit_test(test_post),
+        cmocka_unit_test(test_post_stuck),
         cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_cancel_by_client),
         cmocka_unit_test(test_cancel_by_server),

@@ -159,13 +159,13 @@ static void what_is_not_discarded_is_full(void **state)
     (void)state;
     alarm(60);
     limited.mem_limit = BOX_BLOCK;
-    box_open(&b, &(struct box_options){0});
+    box_open(&b, &(struct box_options){.drain_ms = 5000});
     read = box_store(&b, "read", NULL);
     r = box_reader(read, &discard);
     s = box_store(&b, "limited", &limited);
     start = clock_mono_ms();
     assert_int_equal(box_write(s, &small, 10000).closed, HEDGE_EFULL);
-    assert_true(clock_mono_ms() - start < 2000);
+    assert_true(clock_mono_ms() - start < 3000);
     sos_remove(s);
     sos_store_unref(s);
     box_reader_free(r);
@@ -587,6 +587,63 @@ static void expires(void **state)
     box_close(&b);
 }
 
+/* --- stores of this node alone --- */
+
+static void count_store(void *ctx, struct sos_store *store)
+{
+    (void)store;
+    ++*(unsigned *)ctx;
+}
+
+static void local_stores(void **state)
+{
+    struct sos_store_options o = box_defaults();
+    struct hedge_error e = {0};
+    struct sos_store *own, *local, *found;
+    struct sos_figures figures;
+    unsigned seen = 0;
+    struct box b;
+
+    (void)state;
+    o.local = true;
+    o.closed_ttl_ms = 3600000;
+    box_open(&b, &three_tiers);
+    local = box_store(&b, "x", &o);
+    assert_int_equal(sos_find(b.sos, "x", &found, &e), HEDGE_ENOTFOUND);
+    own = box_store(&b, "x", NULL); /* Another name space. */
+    assert_int_equal(sos_find(b.sos, "x", &found, &e), 0);
+    assert_ptr_equal(found, own);
+    sos_store_unref(found);
+    assert_int_equal(sos_find_local(b.sos, "x", &found, &e), 0);
+    assert_ptr_equal(found, local);
+    sos_store_unref(found);
+    assert_int_equal(sos_find_local(b.sos, "y", &found, &e), HEDGE_ENOTFOUND);
+    assert_int_equal(sos_each(b.sos, count_store, &seen), 0);
+    assert_int_equal(seen, 1);
+    /* It is full when this node is; nothing goes to the others. */
+    assert_int_equal(box_write(local, &spans, 3000).closed, HEDGE_EFULL);
+    assert_int_equal(box_used(local, NULL), 0);
+    sos_figures(b.sos, &figures);
+    assert_int_equal(figures.remote.puts, 0);
+    assert_true(figures.disk.puts > 0);
+    assert_int_equal(figures.writers_full, 1);
+    sos_remove(own);
+    sos_store_unref(own);
+    /* Resumed, it stays; ended, it goes, and nobody is told. */
+    sos_store_end(local, 100);
+    sos_store_resume(local);
+    clock_sleep_ms(600);
+    assert_int_equal(sos_find_local(b.sos, "x", &found, &e), 0);
+    sos_store_unref(found);
+    sos_store_end(local, 100);
+    sos_store_unref(local);
+    box_expect_empty(&b);
+    assert_int_equal(sos_find_local(b.sos, "x", &found, &e), HEDGE_ENOTFOUND);
+    assert_int_equal(sos_find(b.sos, "x", &found, &e), HEDGE_ENOTFOUND);
+    assert_int_equal(b.n_expired, 0);
+    box_close(&b);
+}
+
 /* --- writers that vanish --- */
 
 static void aborted_after_the_whole_records(void **state)
@@ -817,6 +874,7 @@ int main(void)
         cmocka_unit_test(a_wrong_claim_aborts),
         cmocka_unit_test(foreign_blocks_are_refused),
         cmocka_unit_test(replicas_are_made),
+        cmocka_unit_test(local_stores),
         cmocka_unit_test(a_lost_copy_costs_nothing),
         cmocka_unit_test(a_wrong_copy_costs_nothing),
         cmocka_unit_test(too_few_nodes_for_the_copies),

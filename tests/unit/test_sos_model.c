@@ -353,6 +353,7 @@ static void run_round(uint64_t seed)
         .blocks = 16 + (unsigned)(random_next(&random) % 24),
         .disk = disks[random_next(&random) % 4],
         .nodes = nodes,
+        .drain_ms = 30,
         .node_limit = random_next(&random) % 2 == 0 ? (uint64_t)2 << 20
                                                     : (uint64_t)1 << 30};
 

@@ -1,5 +1,5 @@
 /* Stores on other nodes, with a far end that does not do what it should. */
-#include "cluster/store_link.h"
+#include "cluster/stores/store_link.h"
 
 #include "cluster/rpc/wire.h"
 #include "store/base/hash.h"

@@ -1,0 +1,493 @@
+/* semaphore_calls.c - what callers ask of the semaphores' core, one function
+ * each. */
+#include "cluster/locks/semaphore_internal.h"
+
+#include "store/base/units.h"
+
+/* --- calls ------------------------------------------------------------------
+ */
+
+static void fill_held(struct semaphores *s, struct holder *h,
+                      struct semaphore_call *call)
+{
+    struct list *l;
+    size_t n = 0;
+
+    list_foreach (l, &h->claims) {
+        n++;
+    }
+    call->lease_ms = h->lease_ms;
+    call->held = n > 0 ? mem_calloc(n, sizeof *call->held) : NULL;
+    if (n > 0 && call->held == NULL) {
+        sem_answer(s, call, HEDGE_ENOMEM, "no memory for the answer");
+        return;
+    }
+    list_foreach (l, &h->claims) {
+        const struct claim *c = container_of(l, struct claim, of_holder);
+        if (c->state == CLAIM_GRANTED && c->token != 0 && !c->revoked) {
+            call->held[call->n_held++] = (struct semaphore_held){
+                .token = c->token, .request = c->request};
+        }
+    }
+    sem_answer(s, call, 0, "%s", "");
+}
+
+static bool lease_fits(struct semaphores *s, struct semaphore_call *call)
+{
+    const struct holder *h = sem_find_holder(s, call->session);
+
+    if (call->lease_ms == 0) {
+        call->lease_ms = h != NULL ? h->lease_ms : SEMAPHORE_LEASE_MS;
+    }
+    if (call->session == 0) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "a session needs an id that is not 0");
+        return false;
+    }
+    if (call->lease_ms < SEMAPHORE_LEASE_MIN_MS ||
+        call->lease_ms > SEMAPHORE_LEASE_MAX_MS) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "a lease of %" PRIu64 " ms is not possible: %u to %u",
+                   call->lease_ms, SEMAPHORE_LEASE_MIN_MS,
+                   SEMAPHORE_LEASE_MAX_MS);
+        return false;
+    }
+    if (h != NULL && h->lease_ms != call->lease_ms) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "the session has a lease of %" PRIu64 " ms, not %" PRIu64,
+                   h->lease_ms, call->lease_ms);
+        return false;
+    }
+    return true;
+}
+
+static void no_room(struct semaphores *s, struct semaphore_call *call)
+{
+    bool full = s->n_holders >= SEMAPHORE_SESSIONS_MAX ||
+                s->n_claims >= SEMAPHORE_CLAIMS_MAX;
+
+    sem_answer(s, call, full ? HEDGE_EEXHAUSTED : HEDGE_ENOMEM,
+               full ? "the leader keeps %u sessions and %u claims at most"
+                    : "no memory for a claim (of %u sessions, %u claims)",
+               SEMAPHORE_SESSIONS_MAX, SEMAPHORE_CLAIMS_MAX);
+}
+
+static void on_open(struct semaphores *s, struct semaphore_call *call)
+{
+    struct holder *h;
+
+    if (!lease_fits(s, call)) {
+        return;
+    }
+    h = sem_get_holder(s, call->session, call->lease_ms, call->holder);
+    if (h == NULL) {
+        no_room(s, call);
+        return;
+    }
+    h->deadline_ms = s->now_ms + h->lease_ms;
+    fill_held(s, h, call);
+}
+
+static void on_renew(struct semaphores *s, struct semaphore_call *call)
+{
+    struct holder *h = sem_find_holder(s, call->session);
+
+    if (h == NULL) {
+        sem_answer(s, call, HEDGE_ENOTFOUND, "%s", SEM_EXPIRED_TEXT);
+        return;
+    }
+    h->deadline_ms = s->now_ms + h->lease_ms;
+    fill_held(s, h, call);
+}
+
+static void on_close(struct semaphores *s, struct semaphore_call *call)
+{
+    struct holder *h = sem_find_holder(s, call->session);
+
+    if (h != NULL) {
+        sem_end_holder(s, h, HEDGE_ECANCELED, "the session was closed");
+    }
+    sem_answer_durably(s, call);
+}
+
+static void on_watch(struct semaphores *s, struct semaphore_call *call)
+{
+    struct holder *h = sem_find_holder(s, call->session);
+
+    if (h == NULL) {
+        sem_answer(s, call, HEDGE_ENOTFOUND, "%s", SEM_EXPIRED_TEXT);
+    } else if (call->term != s->term || call->at < h->revoked_at) {
+        sem_answer(s, call, 0, "%s", "");
+    } else {
+        call->wait_ms = sem_after(s->now_ms, call->wait_ms); /* From here on. */
+        list_push(&h->watchers, &call->link);
+        sem_due(s, call->wait_ms);
+    }
+}
+
+static bool name_fits(struct semaphores *s, struct semaphore_call *call)
+{
+    struct hedge_error e;
+
+    if (units_check_name(call->name, strlen(call->name), &e) != 0) {
+        sem_answer(s, call, HEDGE_EINVAL, "%s", e.text);
+        return false;
+    }
+    return true;
+}
+
+static bool limit_fits(struct semaphores *s, struct semaphore_call *call)
+{
+    const struct semaphore *m = sem_find_semaphore(s, call->name);
+
+    if (!name_fits(s, call)) {
+        return false;
+    }
+    if (call->limit < 1 || call->limit > SEMAPHORE_LIMIT_MAX) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "a limit of %u is not possible: 1 to %u", call->limit,
+                   SEMAPHORE_LIMIT_MAX);
+        return false;
+    }
+    if (m != NULL && !sem_is_forgotten(m) && m->limit != call->limit) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "semaphore \"%s\" has a limit of %u, not %u", m->name,
+                   m->limit, call->limit);
+        return false;
+    }
+    return true;
+}
+
+static bool acquire_fits(struct semaphores *s, struct semaphore_call *call)
+{
+    if (!limit_fits(s, call) || !lease_fits(s, call)) {
+        return false;
+    }
+    if (call->permits < 1 || call->permits > call->limit) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "%u permits of a semaphore with a limit of %u",
+                   call->permits, call->limit);
+        return false;
+    }
+    if (call->request == 0 ||
+        (call->ttl_ms != 0 && (call->ttl_ms < SEMAPHORE_LEASE_MIN_MS ||
+                               call->ttl_ms > SEMAPHORE_TTL_MAX_MS))) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "request 0, or a grant for %" PRIu64 " ms: %u to %u",
+                   call->ttl_ms, SEMAPHORE_LEASE_MIN_MS, SEMAPHORE_TTL_MAX_MS);
+        return false;
+    }
+    return true;
+}
+
+/* How long this call may stand in line, as a point in time. */
+static uint64_t wait_until(const struct semaphores *s,
+                           const struct semaphore_call *call)
+{
+    uint64_t at = sem_after(s->now_ms, call->wait_ms);
+
+    return at < s->grant_from_ms ? s->grant_from_ms : at;
+}
+
+static void in_line(struct semaphores *s, struct claim *c,
+                    struct semaphore_call *call)
+{
+    c->try_only = call->wait_ms == 0;
+    c->deadline_ms = wait_until(s, call);
+    if (c->deadline_ms > s->now_ms) {
+        sem_due(s, c->deadline_ms);
+    }
+    call->order_term = c->order_term;
+    call->order = c->order;
+    call->queued = true;
+    list_push(&c->calls, &call->link);
+}
+
+/* What would have to wait and does not want to. */
+static void try_now(struct semaphores *s, struct claim *c)
+{
+    if (c->state == CLAIM_WAITING && c->deadline_ms <= s->now_ms) {
+        sem_end_claim(s, c, HEDGE_EBUSY, "not enough permits are free");
+    }
+}
+
+/* The same request again. */
+static void attach(struct semaphores *s, struct claim *c,
+                   struct semaphore_call *call)
+{
+    if (strcmp(c->semaphore->name, call->name) != 0 ||
+        c->permits != call->permits || c->ttl_ms != call->ttl_ms) {
+        sem_answer(s, call, HEDGE_EINVAL,
+                   "request %" PRIu64 " of this session was another one: %u "
+                   "permits of \"%s\"",
+                   call->request, c->permits, c->semaphore->name);
+        return;
+    }
+    c->attempt = call->attempt > c->attempt ? call->attempt : c->attempt;
+    if (c->state == CLAIM_WAITING) {
+        in_line(s, c, call);
+        try_now(s, c);
+    } else if (c->revoked) {
+        sem_answer(s, call, HEDGE_EFENCED, "the grant was revoked");
+    } else if (c->token == 0) {
+        list_push(&c->calls, &call->link);
+    } else {
+        call->token = c->token;
+        sem_answer(s, call, 0, "%s", "");
+    }
+}
+
+static void on_acquire(struct semaphores *s, struct semaphore_call *call)
+{
+    struct claim *c;
+    struct semaphore *m;
+    struct holder *h;
+
+    if (!acquire_fits(s, call)) {
+        return;
+    }
+    c = sem_find_claim(s, call->session, call->request);
+    if (c != NULL) {
+        attach(s, c, call);
+        return;
+    }
+    h = s->n_claims < SEMAPHORE_CLAIMS_MAX
+            ? sem_get_holder(s, call->session, call->lease_ms, call->holder)
+            : NULL;
+    m = h != NULL ? sem_get_semaphore(s, call->name, call->limit) : NULL;
+    c = m != NULL ? sem_new_claim(s, m, call->session, call->request) : NULL;
+    if (c == NULL) {
+        if (m != NULL) {
+            sem_drop_semaphore(m);
+        }
+        no_room(s, call);
+        return;
+    }
+    c->holder = h;
+    c->permits = call->permits;
+    c->attempt = call->attempt;
+    c->lease_ms = h->lease_ms;
+    c->ttl_ms = call->ttl_ms;
+    memcpy(c->name, h->name, sizeof c->name);
+    c->order_term = s->term;
+    if (call->order_term != 0 && call->order_term < s->term) {
+        c->order_term = call->order_term;
+        c->order = call->order;
+    } else if (call->order_term == s->term && call->order <= s->order) {
+        c->order = call->order; /* Before all was read again. */
+    } else {
+        c->order = ++s->order;
+    }
+    list_push(&h->claims, &c->of_holder);
+    sem_stand_in_line(s, c);
+    in_line(s, c, call);
+    sem_pump(s);
+    try_now(s, c);
+}
+
+static void on_cancel(struct semaphores *s, struct semaphore_call *call)
+{
+    struct claim *c = sem_find_claim(s, call->session, call->request);
+
+    if (c != NULL && (call->attempt == 0 || call->attempt == c->attempt)) {
+        sem_end_claim(s, c, HEDGE_ECANCELED, "the request was canceled");
+    }
+    sem_answer_durably(s, call);
+}
+
+static struct claim *find_grant(struct semaphores *s, const char *name,
+                                uint64_t token, uint64_t session)
+{
+    struct semaphore *m = sem_find_semaphore(s, name);
+    struct list *l;
+
+    if (m == NULL || (token == 0 && session == 0)) {
+        return NULL;
+    }
+    list_foreach (l, &m->grants) {
+        struct claim *c = container_of(l, struct claim, of_semaphore);
+        if (c->token != 0 && (token == 0 || c->token == token) &&
+            (session == 0 || c->session == session)) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+static void on_release(struct semaphores *s, struct semaphore_call *call)
+{
+    struct claim *c;
+
+    if (!name_fits(s, call)) {
+        return;
+    }
+    c = find_grant(s, call->name, call->token, call->session);
+    if (c == NULL) {
+        sem_answer(s, call, HEDGE_EFENCED,
+                   "token %" PRIu64 " of semaphore \"%s\" is not held any more",
+                   call->token, call->name);
+        return;
+    }
+    call->token = c->token;
+    sem_end_claim(s, c, HEDGE_EFENCED, "the grant was released");
+    sem_answer_durably(s, call);
+}
+
+static void on_revoke(struct semaphores *s, struct semaphore_call *call)
+{
+    struct claim *c;
+
+    if (!name_fits(s, call)) {
+        return;
+    }
+    c = call->token != 0 ? find_grant(s, call->name, call->token, 0) : NULL;
+    if (c == NULL) {
+        sem_answer(s, call, HEDGE_ENOTFOUND,
+                   "nobody holds token %" PRIu64 " of semaphore \"%s\"",
+                   call->token, call->name);
+        return;
+    }
+    if (c->holder == NULL) { /* Nobody listens for it. */
+        sem_end_claim(s, c, HEDGE_EFENCED, "the grant was revoked");
+    } else if (!c->revoked) {
+        /* No renewal extends it from now on, so its owner has given it up
+         * by then, or before if it is told in time. */
+        c->revoked = true;
+        c->deadline_ms = c->holder->deadline_ms;
+        sem_due(s, c->deadline_ms);
+        sem_touch(s, c);
+        sem_wake_watchers(s, c->holder, 0, "");
+    }
+    sem_answer_durably(s, call);
+}
+
+static void on_check(struct semaphores *s, struct semaphore_call *call)
+{
+    if (limit_fits(s, call)) {
+        sem_answer(s, call, 0, "%s", "");
+    }
+}
+
+/* --- the list ---------------------------------------------------------------
+ */
+
+static bool is_listed(const struct semaphore *m, const char *name)
+{
+    return !sem_is_forgotten(m) &&
+           (name[0] == '\0' || strcmp(m->name, name) == 0);
+}
+
+static void list_claim(const struct semaphores *s, const struct claim *c,
+                       struct hedge_semaphore_holder *out)
+{
+    uint64_t end = c->holder != NULL ? c->holder->deadline_ms : c->deadline_ms;
+
+    if (c->revoked && c->deadline_ms < end) {
+        end = c->deadline_ms;
+    }
+    memcpy(out->holder, c->name, sizeof out->holder);
+    out->token = c->state == CLAIM_GRANTED ? c->token : 0;
+    out->permits = c->permits;
+    out->remaining_ms = end > s->now_ms ? end - s->now_ms : 0;
+}
+
+static struct hedge_semaphore_holder *
+list_claims(const struct semaphores *s, struct list *claims,
+            struct hedge_semaphore_holder *out, uint32_t *n)
+{
+    struct list *l;
+
+    list_foreach (l, claims) {
+        list_claim(s, container_of(l, struct claim, of_semaphore), out++);
+        ++*n;
+    }
+    return out;
+}
+
+static void on_list(struct semaphores *s, struct semaphore_call *call)
+{
+    struct hedge_semaphore_holder *next;
+    struct hedge_semaphores *r;
+    size_t n = 0, claims = 0;
+    struct list *l;
+
+    list_foreach (l, &s->all) {
+        const struct semaphore *m = container_of(l, struct semaphore, link);
+        if (is_listed(m, call->name)) {
+            n++;
+            claims += m->n_grants + m->n_waiters;
+        }
+    }
+    r = mem_calloc(1, sizeof *r + n * sizeof r->semaphore[0] +
+                          claims * sizeof *next);
+    if (r == NULL) {
+        sem_answer(s, call, HEDGE_ENOMEM, "no memory for the list");
+        return;
+    }
+    next = (struct hedge_semaphore_holder *)(void *)&r->semaphore[n];
+    list_foreach (l, &s->all) {
+        struct semaphore *m = container_of(l, struct semaphore, link);
+        struct hedge_semaphore_info *i = &r->semaphore[r->n];
+        if (!is_listed(m, call->name)) {
+            continue;
+        }
+        memcpy(i->name, m->name, sizeof i->name);
+        i->limit = m->limit;
+        i->holders = next;
+        next = list_claims(s, &m->grants, next, &i->n_holders);
+        i->waiters = next;
+        next = list_claims(s, &m->waiters, next, &i->n_waiters);
+        r->n++;
+    }
+    call->list = r;
+    sem_answer(s, call, 0, "%s", "");
+}
+
+typedef void (*call_fn)(struct semaphores *s, struct semaphore_call *call);
+
+static const call_fn handlers[SEMAPHORE_OPS] = {
+    [SEMAPHORE_OPEN] = on_open,       [SEMAPHORE_RENEW] = on_renew,
+    [SEMAPHORE_CLOSE] = on_close,     [SEMAPHORE_WATCH] = on_watch,
+    [SEMAPHORE_ACQUIRE] = on_acquire, [SEMAPHORE_CANCEL] = on_cancel,
+    [SEMAPHORE_RELEASE] = on_release, [SEMAPHORE_REVOKE] = on_revoke,
+    [SEMAPHORE_CHECK] = on_check,     [SEMAPHORE_LIST] = on_list,
+};
+
+void sem_take_call(struct semaphores *s, struct semaphore_call *c)
+{
+    assert(c->op < SEMAPHORE_OPS);
+    s->at++;
+    handlers[c->op](s, c);
+}
+
+const char *semaphores_check(struct semaphores *s, uint64_t now_ms)
+{
+    struct list *l, *k;
+
+    list_foreach (l, &s->all) {
+        struct semaphore *m = container_of(l, struct semaphore, link);
+        const struct claim *last = NULL;
+        uint64_t used = 0;
+
+        list_foreach (k, &m->grants) {
+            used += container_of(k, struct claim, of_semaphore)->permits;
+        }
+        if (used != m->used || used > m->limit) {
+            return "more permits are given than there are";
+        }
+        list_foreach (k, &m->waiters) {
+            const struct claim *c = container_of(k, struct claim, of_semaphore);
+            if (last == NULL && now_ms >= s->grant_from_ms &&
+                s->state == STATE_SERVING && used + c->permits <= m->limit) {
+                return "the first in line fits and was not granted";
+            }
+            if (last != NULL && (last->order_term > c->order_term ||
+                                 (last->order_term == c->order_term &&
+                                  last->order > c->order))) {
+                return "the line is out of order";
+            }
+            last = c;
+        }
+    }
+    return NULL;
+}

@@ -1,0 +1,129 @@
+/* kvlog_internal.h - rows of the log's tables, and what its files share.
+ *
+ * Keys that sort. A user's key is written with 0x00 as 0x00 0xff and ended by
+ * 0x00 0x00, so that keys sort as their bytes do and none is the beginning of
+ * another; then comes the revision, big-endian.
+ *
+ * A row of `log`, little-endian, by revision (MDB_INTEGERKEY):
+ *    0 head_sum 4   low half of XXH3 of all from here to the value
+ *    4 format 1     1
+ *    5 flags 1      0
+ *    6 key_len 2
+ *    8 leader_len 2
+ *   10 zero 2
+ *   12 value_len 4
+ *   16 revision 8
+ *   24 timestamp 8
+ *   32 token 8
+ *   40 value_sum 8  XXH3 of the value
+ *   48 key, leader, value
+ * A row of `index` by (key, revision): hidden_by 8 (0: visible), sum 8 (XXH3
+ * of key and hidden_by). `hidden`: revision -> hidden_by 8. `requests`: id ->
+ * revision 8, timestamp 8, sum 8 (of id and both). `expiry`, by (timestamp,
+ * revision, kind) big-endian: a request id, or the key of a row of `index`.
+ * The state: five numbers of 8 and their sum.
+ *
+ * Ownership: see kvlog.h.
+ * Threads:   see kvlog.h.
+ * Errors:    see kvlog.h; decoders return false for anything else.
+ * Units:     bytes.
+ * Limits:    KVLOG_ROW_KEY_MAX is within LMDB's 511. */
+#ifndef STORE_KVLOG_INTERNAL_H
+#define STORE_KVLOG_INTERNAL_H
+
+#include "store/kvlog/kvlog.h"
+
+#define KVLOG_ESCAPED_MAX (KVLOG_KEY_MAX + 2)
+#define KVLOG_ROW_KEY_MAX (KVLOG_ESCAPED_MAX + 8)
+
+enum {
+    ROW_HEAD_SUM = 0,
+    ROW_FORMAT = 4,
+    ROW_FLAGS = 5,
+    ROW_KEY_LEN = 6,
+    ROW_LEADER_LEN = 8,
+    ROW_ZERO = 10,
+    ROW_VALUE_LEN = 12,
+    ROW_REVISION = 16,
+    ROW_TIMESTAMP = 24,
+    ROW_TOKEN = 32,
+    ROW_VALUE_SUM = 40,
+    ROW_HEAD = 48,
+    INDEX_VALUE = 16,
+    REQUEST_VALUE = 24,
+    EXPIRY_KEY = 17,
+    STATE_VALUE = 48,
+};
+#define ROW_FORMAT_1 1
+
+enum expiry_kind { EXPIRY_REQUEST, EXPIRY_HIDDEN };
+
+/* --- kvlog_row.c --- */
+
+/* Without the terminator, for prefixes. Returns the length. */
+size_t kvlog_escape(const void *key, size_t len, unsigned char *out);
+/* The whole key of an index row. */
+size_t kvlog_index_key(const void *key, size_t len, uint64_t revision,
+                       unsigned char out[KVLOG_ROW_KEY_MAX]);
+/* Split one: the length of its escaped part, terminator included, or 0. */
+size_t kvlog_index_split(const void *row_key, size_t len, uint64_t *revision);
+
+/* The index row's value. */
+void kvlog_index_value(const void *row_key, size_t len, uint64_t hidden_by,
+                       unsigned char out[INDEX_VALUE]);
+bool kvlog_index_decode(const MDB_val *key, const MDB_val *val,
+                        uint64_t *hidden_by);
+
+size_t kvlog_row_size(const struct kvlog_put *p, size_t leader_len);
+void kvlog_row_encode(const struct kvlog_put *p, const struct kvlog_writer *w,
+                      unsigned char *out);
+
+struct kvlog_row {
+    const unsigned char *key, *value;
+    const char *leader; /* Not terminated. */
+    size_t key_len, value_len, leader_len;
+    uint64_t revision, timestamp_ms, token, value_sum;
+};
+/* The head and its sum alone; the value's is kvlog_row_check(). */
+bool kvlog_row_decode(const void *data, size_t size, uint64_t revision,
+                      struct kvlog_row *out);
+bool kvlog_row_check(const struct kvlog_row *row);
+
+void kvlog_state_encode(const struct kvlog_state *s,
+                        unsigned char out[STATE_VALUE]);
+bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out);
+
+void kvlog_request_encode(const unsigned char *id, uint64_t revision,
+                          uint64_t timestamp_ms,
+                          unsigned char out[REQUEST_VALUE]);
+bool kvlog_request_decode(const unsigned char *id, const MDB_val *val,
+                          uint64_t *revision, uint64_t *timestamp_ms);
+
+/* --- kvlog.c --- */
+
+/* The hedge code of an LMDB one, with a text. */
+int kvlog_error(struct hedge_error *e, int rc, const char *table);
+int kvlog_corrupt(struct hedge_error *e, const char *table, uint64_t revision);
+/* LMDB does not write through keys and values that go in. */
+static inline MDB_val kvlog_val(const void *data, size_t len)
+{
+    return (MDB_val){.mv_size = len, .mv_data = (void *)(uintptr_t)data};
+}
+int kvlog_put_state(MDB_txn *txn, const struct kvlog *l,
+                    const struct kvlog_state *s, struct hedge_error *e);
+/* Compare the token with the term, and raise it. */
+int kvlog_check_term(struct kvlog_state *s, uint64_t token, bool *changed,
+                     struct hedge_error *e);
+/* Remove a version from `log`, `index` and `hidden`; one that is not there is
+ * fine. */
+int kvlog_remove(MDB_txn *txn, const struct kvlog *l, const void *row_key,
+                 size_t len, uint64_t revision, struct hedge_error *e);
+
+/* --- kvlog_scan.c --- */
+
+/* The first revision with a timestamp of `ms` or later; one after the last
+ * when there is none. */
+int kvlog_revision_at(MDB_cursor *log, const struct kvlog_state *s, uint64_t ms,
+                      uint64_t *out, struct hedge_error *e);
+
+#endif

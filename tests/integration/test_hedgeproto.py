@@ -1,0 +1,247 @@
+"""The reference's gRPC service, hedgeproto.Hedge, as its programs use it."""
+import queue
+import threading
+import time
+
+import grpc
+
+from hedge_harness import (MIB, DaemonTest, SharedTest, hedge_error, main,
+                           random_bytes, stubs, wait_until)
+
+
+class HedgeprotoTest(SharedTest):
+    size = 2
+    options = {"block_size": "256K", "mem_limit": "16M", "disk_limit": "32M",
+               "sync_interval": "200ms"}
+
+    def setUp(self):
+        super().setUp()
+        self.pb = stubs("hedgeproto")[0]
+
+    def stub(self, node=None):
+        return stubs("hedgeproto")[1].HedgeStub(
+            (node or self.first).channel())
+
+    def payload(self, data=b"", **meta):
+        return self.pb.Payload(data=data, meta={
+            k: str(v) for k, v in meta.items()})
+
+    def write(self, name, records, node=None, **meta):
+        """As the reference's Writer does: every record with the meta."""
+        list(self.stub(node).SoSWrite(
+            (self.payload(r, name=name, **meta) for r in records),
+            timeout=60))
+
+    def read(self, name, node=None):
+        """As its Reader does: one message, and no end of sending before the
+        answers have come."""
+        requests = queue.Queue()
+        requests.put(self.payload(name=name))
+        replies = self.stub(node).SoSRead(iter(requests.get, None),
+                                          timeout=60)
+        data = [r.data for r in replies]
+        requests.put(None)
+        return data
+
+    def close(self, name, node=None, **meta):
+        self.stub(node).SoSClose(self.payload(name=name, **meta), timeout=10)
+
+    def fails(self, status, call, *args, **kwargs):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call(*args, **kwargs)
+        self.assertEqual(caught.exception.code(), status,
+                         caught.exception.details())
+        return caught.exception.details()
+
+
+class Parts(HedgeprotoTest):
+
+    def test_round_trip(self):
+        records = [b"one", b"", b"\0\xff" * 1000, random_bytes(3 * MIB),
+                   *(b"record %d" % i for i in range(2000)), b"last"]
+        self.write("rt", records, mlimit=0, dlimit=0, expire=30)
+        self.assertEqual(self.read("rt"), records)
+        self.assertEqual(self.read("rt"), records)
+        self.write("rt", [b"more"])
+        self.assertEqual(self.read("rt"), records + [b"more"])
+
+    def test_a_name_space_of_each_node(self):
+        first, second = self.nodes
+        self.assert_done(first.ctl("sos", "write", "same", data=b"ours\n"))
+        self.write("same", [b"part 1"], first)
+        self.write("same", [b"part 2"], second)
+        self.assertEqual(self.read("same", first), [b"part 1"])
+        self.assertEqual(self.read("same", second), [b"part 2"])
+        for node in self.nodes:
+            self.assertEqual(node.ctl("sos", "read", "same").stdout, b"ours\n")
+            names = [s["name"] for s in
+                     node.ctl("sos", "ls", json_output=True).objects()]
+            self.assertEqual(names.count("same"), 1)
+        self.write("hidden", [b"x"])
+        self.assert_status(first.ctl("sos", "stat", "hidden"), 3)
+        self.assert_status(first.ctl("sos", "rm", "hidden"), 3)
+        self.assert_done(first.ctl("sos", "rm", "same"))
+        self.assertEqual(self.read("same", first), [b"part 1"])
+
+    def test_it_fills_this_node_alone(self):
+        first, second = self.nodes
+        data = [random_bytes(MIB, i) for i in range(30)]
+        self.write("spilled", data)
+        self.assertEqual(self.read("spilled"), data)
+        me = getattr(second.status(), "self")
+        self.assertEqual(me.mem_lent + me.disk_lent, 0)
+        # More than there is here: everything before is there.
+        text = self.fails(grpc.StatusCode.RESOURCE_EXHAUSTED, self.write,
+                          "spilled", [random_bytes(MIB, i)
+                                      for i in range(30, 80)])
+        self.assertIn("no room", text)
+        got = self.read("spilled")
+        self.assertGreater(len(got), 30)
+        self.assertEqual(got[30:], [random_bytes(MIB, i)
+                                    for i in range(30, len(got))])
+        me = getattr(second.status(), "self")
+        self.assertEqual(me.mem_lent + me.disk_lent, 0)
+        self.close("spilled", expire=1)
+        wait_until("it to be gone",
+                   lambda: self.used([self.first]) < 20 * MIB)
+
+    def test_limits(self):
+        data = [random_bytes(100_000, i) for i in range(60)]
+        self.fails(grpc.StatusCode.RESOURCE_EXHAUSTED, self.write, "limited",
+                   data, mlimit=MIB, dlimit=MIB, expire=1)
+        got = self.read("limited")
+        self.assertTrue(5 < len(got) < 60, len(got))
+        self.assertEqual(got, data[:len(got)])
+        self.close("limited")
+
+    def test_expiry(self):
+        self.write("brief", [b"x"], expire=1)
+        self.write("closed", [b"y"], expire=1)
+        self.close("closed")
+
+        def gone():
+            try:
+                self.read("closed")
+            except grpc.RpcError as e:
+                self.assertEqual(e.code(), grpc.StatusCode.NOT_FOUND)
+                return True
+            time.sleep(1.2)  # Reading starts its time anew.
+            return False
+        wait_until("it to expire", gone)
+        self.assertEqual(self.read("brief"), [b"x"])  # Nobody closed it.
+        self.close("brief")
+
+    def test_what_is_refused(self):
+        bad = grpc.StatusCode.INVALID_ARGUMENT
+        for name in ("", "a/b", "..", "x" * 300, "a\nb"):
+            self.fails(bad, self.write, name, [b"x"])
+            self.fails(bad, self.read, name)
+            self.fails(bad, self.close, name)
+        for meta in ({"mlimit": "x"}, {"dlimit": "-1"}, {"expire": "1.5"},
+                     {"expire": 10 ** 12}, {"mlimit": 10 ** 30}):
+            self.fails(bad, self.write, "meta", [b"x"], **meta)
+        self.fails(grpc.StatusCode.NOT_FOUND, self.read, "never")
+        self.fails(grpc.StatusCode.NOT_FOUND, self.close, "never")
+        self.fails(bad, lambda: list(self.stub().SoSWrite(
+            iter([self.payload(b"no name")]), timeout=10)))
+        self.fails(bad, lambda: list(self.stub().SoSWrite(iter([
+            self.payload(b"x", name="one"), self.payload(b"x", name="two")]),
+            timeout=10)))
+        self.fails(bad, self.write, "meta", [b"x"],
+                   **{f"k{i}": "v" for i in range(200)})
+
+    def test_a_writer_that_vanishes(self):
+        requests = queue.Queue()
+        call = self.stub().SoSWrite(iter(requests.get, None), timeout=60)
+        for i in range(50):
+            requests.put(self.payload(random_bytes(50_000, i), name="torn"))
+        wait_until("something to arrive", lambda: "torn" and self.first
+                   .status().stores >= 1)
+        call.cancel()
+        requests.put(None)
+
+        def torn():
+            try:
+                self.read("torn")
+            except grpc.RpcError as e:
+                return hedge_error(e) == "EABORTED"
+            return False
+        wait_until("the reader to be told", torn)
+        self.close("torn", expire=1)
+
+    def test_junk(self):
+        for method in ("Send", "Broadcast", "SoSWrite", "SoSRead",
+                       "SoSClose"):
+            for data in (b"\xff", b"\x0a\x7f", b"\x12\xff\xff\xff\xff\x0f",
+                         random_bytes(100), b"\x0a\x00" * 1_000_000):
+                call = self.first.channel().stream_stream(
+                    f"/hedgeproto.Hedge/{method}")(iter([data]), timeout=10)
+                try:
+                    list(call)
+                except grpc.RpcError:
+                    pass
+                self.assertNotEqual(call.code(), grpc.StatusCode.OK, method)
+        self.assertTrue(self.first.is_running())
+
+
+class Streams(HedgeprotoTest):
+
+    def converse(self, method, node, messages):
+        call = getattr(self.stub(node), method)(iter(messages), timeout=30)
+        return [r.data for r in call]
+
+    def test_send(self):
+        leader = self.shared.leader()
+        messages = [self.payload(m, id="x") for m in
+                    (b"one", b"", b"\0\xff", random_bytes(MIB))]
+        self.assertEqual(self.converse("Send", leader, messages),
+                         [f"{leader.id}: ".encode() + m.data
+                          for m in messages])
+        other, = [n for n in self.nodes if n is not leader]
+        text = self.fails(grpc.StatusCode.FAILED_PRECONDITION, self.converse,
+                          "Send", other, messages)
+        self.assertIn("leader", text)
+
+    def test_broadcast(self):
+        for node in self.nodes:
+            self.assertEqual(
+                self.converse("Broadcast", node, [self.payload(b"x")] * 20),
+                [f"{node.id}: x".encode()] * 20)
+
+    def test_streams_apart(self):
+        replies = {}
+
+        def client(i):
+            messages = [self.payload(b"%d %d" % (i, j)) for j in range(50)]
+            replies[i] = self.converse("Broadcast", self.first, messages)
+        threads = [threading.Thread(target=client, args=(i,))
+                   for i in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        for i in range(8):
+            self.assertEqual(replies[i], [
+                f"{self.first.id}: {i} {j}".encode() for j in range(50)])
+
+
+class Life(DaemonTest):
+
+    def test_memory_returns(self):
+        node = self.node()
+        pb, pb_grpc = stubs("hedgeproto")
+        stub = pb_grpc.HedgeStub(node.channel())
+        for i in range(3):
+            meta = {"name": f"s{i}", "expire": "1"}
+            list(stub.SoSWrite((pb.Payload(data=random_bytes(MIB), meta=meta)
+                                for _ in range(20)), timeout=30))
+        self.assertGreater(self.used(), 50 * MIB)
+        for i in range(3):
+            stub.SoSClose(pb.Payload(meta={"name": f"s{i}"}), timeout=10)
+        self.wait_unused()
+        self.assertEqual(node.status().stores, 0)
+        self.assertEqual(node.terminate(), 0)
+
+
+if __name__ == "__main__":
+    main()
