@@ -36,6 +36,7 @@ static int compare(const void *a, const void *b)
 static double median_us(void (*once)(void *ctx), void *ctx)
 {
     static uint64_t took[TIMES];
+    const size_t middle = TIMES / 2;
 
     for (int i = 0; i < WARM; i++) {
         once(ctx);
@@ -47,7 +48,7 @@ static double median_us(void (*once)(void *ctx), void *ctx)
         took[i] = clock_mono_ns() - start;
     }
     qsort(took, TIMES, sizeof took[0], compare);
-    return (double)took[TIMES / 2] / 1e3;
+    return (double)took[middle] / 1e3;
 }
 
 /* A child measures when it is told to, by a line that names what. */

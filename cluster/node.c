@@ -834,11 +834,11 @@ HEDGE_API void hedge_node_stop(struct hedge_node *n)
     node_link_stop(n);
     node_loop_stop(n);
     handlers_stop(n->handlers, GRACE_MS);
-    lines_server_free(n->lines, GRACE_MS);
-    n->lines = NULL;
-    if (n->front_end != NULL) {
+    if (n->front_end != NULL) { /* Before what it asks for figures goes. */
         n->front_end(n->front_ctx);
     }
+    lines_server_free(n->lines, GRACE_MS);
+    n->lines = NULL;
     rpc_server_free(n->server, GRACE_MS);
     handlers_free(n->handlers);
     n->handlers = NULL;

@@ -32,10 +32,34 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out)
     return 0;
 }
 
+#define UNPACK_BASE ((size_t)1 << 20)
+#define UNPACK_TIMES 10
+
+static void *pb_alloc_bounded(void *ctx, size_t size)
+{
+    size_t *left = ctx;
+
+    if (size > *left) {
+        return NULL;
+    }
+    *left -= size;
+    return mem_alloc(size);
+}
+
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len)
 {
     return protobuf_c_message_unpack(d, &allocator, len, data);
+}
+
+void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
+                     size_t len)
+{
+    size_t left = UNPACK_BASE + UNPACK_TIMES * len;
+    ProtobufCAllocator bounded = {
+        .alloc = pb_alloc_bounded, .free = pb_release, .allocator_data = &left};
+
+    return protobuf_c_message_unpack(d, &bounded, len, data);
 }
 
 void pb_free(void *message)
@@ -45,8 +69,17 @@ void pb_free(void *message)
     }
 }
 
-void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
-                  struct hedge_error *e)
+void pb_drop_bytes(ProtobufCBinaryData *d)
+{
+    mem_free(d->data);
+    d->data = NULL;
+    d->len = 0;
+}
+
+static void *from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                      void *(*unpack)(const ProtobufCMessageDescriptor *d,
+                                      const void *data, size_t len),
+                      struct hedge_error *e)
 {
     size_t len = rpc_msg_left(m);
     const unsigned char *piece;
@@ -62,7 +95,7 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
             rpc_msg_read(m, data, len);
             piece = data;
         }
-        message = pb_unpack(d, piece, len);
+        message = unpack(d, piece, len);
         if (message == NULL) {
             (void)error_set(e, HEDGE_EPROTO, "%zu bytes that are no %s", len,
                             d->name);
@@ -71,6 +104,18 @@ void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
     mem_free(data);
     rpc_msg_release(m);
     return message;
+}
+
+void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                  struct hedge_error *e)
+{
+    return from_msg(d, m, pb_unpack, e);
+}
+
+void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                       struct hedge_error *e)
+{
+    return from_msg(d, m, pb_unpack_lean, e);
 }
 
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m)

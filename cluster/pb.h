@@ -24,10 +24,18 @@ int pb_pack(const ProtobufCMessage *m, struct pb_buf *out);
 void *pb_unpack(const ProtobufCMessageDescriptor *d, const void *data,
                 size_t len);
 void pb_free(void *message);
+/* Free the bytes of a field of an unpacked message ahead of the rest. */
+void pb_drop_bytes(ProtobufCBinaryData *d);
 
 /* Unpack a received message and release it. NULL with the text in `e`. */
 void *pb_from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
                   struct hedge_error *e);
+/* The same two for messages that are no lists: two bytes can stand for an
+ * object of fifty, and what would take many times its size is refused. */
+void *pb_unpack_lean(const ProtobufCMessageDescriptor *d, const void *data,
+                     size_t len);
+void *pb_from_msg_lean(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
+                       struct hedge_error *e);
 
 /* Answer a call with a message; fails the call when there is no memory. */
 void pb_reply(struct rpc_call *call, const ProtobufCMessage *m);

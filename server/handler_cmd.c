@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -218,6 +219,9 @@ static int spawn(struct run *r, const int theirs[3])
     for (int i = 0; rc == 0 && i < 3; i++) {
         rc = posix_spawn_file_actions_adddup2(&actions, theirs[i], i);
     }
+    if (rc == 0) { /* Libraries may have some that are not close-on-exec. */
+        rc = posix_spawn_file_actions_addclosefrom_np(&actions, 3);
+    }
     if (rc == 0) {
         rc = posix_spawn(&r->pid, r->cmd->path, &actions, &attr, r->cmd->words,
                          env);
@@ -336,27 +340,32 @@ static void wait_a_step(struct run *r)
     }
 }
 
-/* What it has left in the pipes. */
-static void drain(struct run *r)
+/* What it has left in a pipe; not what somebody who has got away from it goes
+ * on to write. */
+static void drain(struct run *r, int i)
 {
-    while (r->fd[OUT] >= 0 && r->failed == 0 && take(r, OUT)) {
+    int left = 0;
+
+    if (r->fd[i] >= 0 && ioctl(r->fd[i], FIONREAD, &left) != 0) {
+        left = 0;
     }
-    while (r->fd[ERR] >= 0 && take(r, ERR)) {
+    for (; left > 0 && r->failed == 0 && take(r, i); left -= (int)CHUNK) {
     }
 }
 
 /* Kill what is left of it; how it ended. */
 static int end(struct run *r)
 {
-    int status = 0;
+    int status, rc;
 
     (void)kill(-r->pid, SIGKILL);
-    while (waitpid(r->pid, &status, 0) < 0 && errno == EINTR) {
-    }
+    do {
+        rc = waitpid(r->pid, &status, 0);
+    } while (rc < 0 && errno == EINTR);
     for (int i = 0; i < FDS; i++) {
         close_one(r, i);
     }
-    return status;
+    return rc == r->pid ? status : W_EXITCODE(0xff, 0);
 }
 
 static int judge(const struct run *r, int status, struct hedge_error *e)
@@ -397,7 +406,8 @@ int cmd_run(const struct cmd *c, const struct hedge_message *m,
         cancelled = hedge_answer_is_cancelled(a);
     }
     if (!cancelled && r.failed == 0) {
-        drain(&r);
+        drain(&r, OUT);
+        drain(&r, ERR);
     }
     status = end(&r);
     return cancelled ? error_set(e, HEDGE_EHANDLER,

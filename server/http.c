@@ -297,6 +297,28 @@ void http_answer_strbuf(struct http_request *r, unsigned status,
         r->response != NULL && r->status == MHD_HTTP_OK ? status : r->status;
 }
 
+void http_charge(struct http_request *r, size_t n)
+{
+    if (n > r->charged) {
+        msg_budget_force(r->node->messages, n - r->charged);
+        r->charged = n;
+    }
+}
+
+int http_charge_wait(struct http_request *r, size_t n)
+{
+    int rv = 0;
+
+    if (n <= MSG_FREE) {
+        http_charge(r, n);
+    } else if (n > r->charged) {
+        rv = msg_budget_take(r->node->messages, n - r->charged, ROOM_MS,
+                             &r->error);
+        r->charged = rv == 0 ? n : r->charged;
+    }
+    return rv;
+}
+
 const char *http_query(struct http_request *r, const char *name)
 {
     const char *value = NULL;
@@ -531,6 +553,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection,
     if (r->response != NULL) {
         MHD_destroy_response(r->response);
     }
+    msg_budget_give(r->node->messages, r->charged);
     msg_buf_release(&r->body);
     mem_free(r);
 }

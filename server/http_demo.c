@@ -57,6 +57,7 @@ static int spill_take(struct http_request *r, const char *data, size_t len)
     if (rv == 0) {
         s = r->state;
         rv = http_cutter_feed(&s->cutter, data, len);
+        http_charge(r, s->cutter.begun.len);
     }
     if (rv == HEDGE_ENOMEM && r->error.code == 0) {
         (void)error_set(&r->error, rv, "no memory for a line");
@@ -166,36 +167,51 @@ static void send_answer(struct http_request *r)
     }
 }
 
-/* "ID<TAB>reply-or-error" */
-static void add_reply(struct strbuf *b, const struct hedge_reply *reply)
+struct lines {
+    struct http_request *request;
+    struct strbuf text;
+};
+
+static int too_long(struct http_request *r)
+{
+    return error_set(&r->error, HEDGE_ETOOBIG, "the replies are over %zu bytes",
+                     HTTP_BODY_MAX);
+}
+
+/* "ID<TAB>reply-or-error". A reply counts until it is a line, and then the line
+ * does. */
+static void add_reply(void *ctx, const struct hedge_reply *reply)
 {
     const char *text = reply->error != 0 ? reply->error_text : reply->data;
     size_t len = reply->error != 0 ? strlen(reply->error_text) : reply->len;
+    struct lines *l = ctx;
 
-    strbuf_addf(b, "%s\t", reply->id);
-    http_add_escaped(b, text, len);
-    strbuf_add(b, "\n", 1);
-}
-
-/* Replies are in the budget until they are lines, one after the other. */
-static void broadcast_answer(struct http_request *r)
-{
-    struct hedge_replies *all;
-    struct strbuf b;
-    int rv = hedge_broadcast(r->node, r->body.data, r->body.len, NULL,
-                             HTTP_CALL_MS, &all, &r->error);
-
-    msg_buf_clear(&r->body);
-    if (rv != 0) {
-        http_answer_error(r, rv, r->error.text);
+    if (l->text.len > HTTP_BODY_MAX) {
         return;
     }
-    strbuf_init(&b);
-    for (size_t i = 0; i < all->n; i++) {
-        add_reply(&b, &all->reply[i]);
+    strbuf_addf(&l->text, "%s\t", reply->id);
+    http_add_escaped(&l->text, text, len);
+    strbuf_add(&l->text, "\n", 1);
+    http_charge(l->request, l->text.len);
+}
+
+static void broadcast_answer(struct http_request *r)
+{
+    struct lines l = {.request = r};
+    const struct hedge_broadcast_options o = {.on_reply = add_reply, .ctx = &l};
+    int rv;
+
+    strbuf_init(&l.text);
+    rv = hedge_broadcast(r->node, r->body.data, r->body.len, &o, HTTP_CALL_MS,
+                         NULL, &r->error);
+    msg_buf_clear(&r->body);
+    rv = rv == 0 && l.text.len > HTTP_BODY_MAX ? too_long(r) : rv;
+    if (rv == 0) {
+        http_answer_strbuf(r, MHD_HTTP_OK, HTTP_TEXT, &l.text);
+    } else {
+        strbuf_release(&l.text);
+        http_answer_error(r, rv, r->error.text);
     }
-    hedge_replies_free(all);
-    http_answer_strbuf(r, MHD_HTTP_OK, HTTP_TEXT, &b);
 }
 
 /* --- streams of one message --- */
@@ -224,9 +240,9 @@ static int gather(struct http_request *r, struct hedge_stream *s, bool one,
             strbuf_add(b, "\n", 1);
             rv = 0;
         }
+        http_charge(r, b->len);
         if (b->len > HTTP_BODY_MAX) {
-            rv = error_set(&r->error, HEDGE_ETOOBIG,
-                           "the replies are over %zu bytes", HTTP_BODY_MAX);
+            rv = too_long(r);
         }
     }
     return rv == HEDGE_EEND ? 0 : rv;
@@ -299,10 +315,13 @@ static void get_answer(struct http_request *r)
         hedge_get(r->node, r->body.len > 0 ? r->body.data : (const void *)"",
                   r->body.len, HEDGE_GET_LATEST, &found, &r->error);
 
+    msg_buf_clear(&r->body);
+    rv = rv != 0 ? rv : http_charge_wait(r, found->entry[0].value_len);
     if (rv == 0) {
         http_answer_bytes(r, HTTP_BYTES, found->entry[0].value,
                           found->entry[0].value_len, free_entries, found);
     } else {
+        hedge_entries_free(found);
         http_answer_error(r, rv, r->error.text);
     }
 }

@@ -39,7 +39,13 @@ struct http_request {
     bool working;
     unsigned status; /* Of the answer; 0: none yet. */
     struct MHD_Response *response;
+    size_t charged; /* Of the message budget, until it is over. */
 };
+
+/* What the request holds beside its body, in all: counted against the message
+ * budget. The second waits for room, and may fail. */
+void http_charge(struct http_request *r, size_t n);
+int http_charge_wait(struct http_request *r, size_t n);
 
 /* The query's value of a name; NULL where it is not there, or holds a 0. */
 const char *http_query(struct http_request *r, const char *name);

@@ -83,6 +83,7 @@ static int run(struct options *o)
     (void)sigaddset(&set, SIGINT);
     (void)sigaddset(&set, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    (void)signal(SIGCHLD, SIG_DFL); /* Ignored, no program could be awaited. */
     hedge_process_setup();
     raise_file_limit();
     log_set_level(o->log_level);

@@ -45,8 +45,8 @@ static void on_get(struct tier_req *req)
     struct fetch *f = req->ctx;
     struct sos_store *store = f->store;
 
-    tier_count(fetch_tier(f), req, false);
     pthread_mutex_lock(&store->lock);
+    tier_count(fetch_tier(f), req, false); /* A discard replaces the entry. */
     list_remove(&f->link);
     f->loading = false;
     f->failed = req->status != 0;

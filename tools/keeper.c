@@ -42,6 +42,7 @@ struct keeper {
     uint64_t session, request;
     uint32_t attempt;
     struct sem_view view;
+    uint64_t grant_term, grant_at; /* When the grant was answered. */
     uint64_t renew_at_ms;
     bool renew_now;
     struct keeper_state state;
@@ -261,7 +262,8 @@ static void renewed(struct keeper *k, uint64_t start_ms,
         !k->state.granted || k->state.lost) {
         return;
     }
-    if (!is_listed(s, k->state.token)) {
+    if (sem_view_granted(&k->view, k->grant_term, k->grant_at) == 0 &&
+        !is_listed(s, k->state.token)) {
         k->state.lost = true;
     } else if (clock_boot_ms() < k->state.until_ms || k->state.until_ms == 0) {
         k->state.until_ms = k->view.until_ms;
@@ -374,6 +376,8 @@ static void *watcher_main(void *arg)
 static void granted(struct keeper *k, const Hedge__V1__LockGrant *g)
 {
     k->state.token = g->token;
+    k->grant_term = g->term;
+    k->grant_at = g->at;
     k->state.until_ms = sem_view_granted(&k->view, g->term, g->at);
     k->state.granted = true;
     if (k->state.until_ms == 0) {
@@ -442,9 +446,11 @@ static void *waiter_main(void *arg)
         uint64_t bound = k->r.wait_ms != 0 ? k->r.wait_ms : k->ctl->timeout_ms;
 
         if (spent >= bound) {
-            (void)error_set(&e, HEDGE_ETIMEDOUT, "not granted in time%s%s",
+            struct hedge_error late;
+
+            (void)error_set(&late, HEDGE_ETIMEDOUT, "not granted in time%s%s",
                             rv != 0 ? ": " : "", rv != 0 ? e.text : "");
-            fail(k, &e);
+            fail(k, &late);
             break;
         }
         left = left == UINT64_MAX ? left : left > spent ? left - spent : 1;

@@ -150,6 +150,7 @@ struct answers {
     const struct cli_call *call;
     struct table *table; /* NULL: JSON. */
     struct payload reply;
+    uint64_t whole; /* What its first piece said of its length. */
     bool failed;
 };
 
@@ -201,9 +202,11 @@ static int take_answer(struct answers *a, const Hedge__V1__BroadcastReply *m,
 {
     struct payload *r = &a->reply;
 
-    if (m->len > MESSAGE_MAX || m->data.len > m->len - r->len) {
+    if (m->len > MESSAGE_MAX || (r->len > 0 && m->len != a->whole) ||
+        m->data.len > m->len - r->len) {
         return error_set(e, HEDGE_EPROTO, "node %s sent no sound reply", m->id);
     }
+    a->whole = m->len;
     if (r->len == 0 && m->len > 0) {
         mem_free(r->data);
         r->data = mem_alloc(m->len);

@@ -288,18 +288,18 @@ int engine_scan(const struct engine *g, struct engine_query *q,
     return count(g, ENGINE_SCAN, since, rv);
 }
 
-int engine_compact(const struct engine *g, uint64_t token,
+int engine_compact(const struct engine *g, uint64_t token, const char *leader,
                    struct engine_compaction *c, uint64_t timeout_ms,
                    struct hedge_error *e)
 {
     uint64_t since = begin(g);
     int rv;
 
-    assert(g->ops != NULL && token > 0);
+    assert(g->ops != NULL && token > 0 && fits(leader));
     c->removed = 0;
     c->done = false;
     error_clear(e);
-    rv = g->ops->compact(g->ctx, token, c, timeout_ms, e);
+    rv = g->ops->compact(g->ctx, token, leader, c, timeout_ms, e);
     return count(g, ENGINE_COMPACT, since, rv);
 }
 

@@ -157,8 +157,9 @@ struct engine_ops {
                   engine_entry_fn fn, void *fn_ctx, struct hedge_error *e);
     int (*scan)(void *ctx, struct engine_query *q, engine_entry_fn fn,
                 void *fn_ctx, bool *more, struct hedge_error *e);
-    int (*compact)(void *ctx, uint64_t token, struct engine_compaction *c,
-                   uint64_t timeout_ms, struct hedge_error *e);
+    int (*compact)(void *ctx, uint64_t token, const char *leader,
+                   struct engine_compaction *c, uint64_t timeout_ms,
+                   struct hedge_error *e);
     int (*log_state)(void *ctx, struct engine_log_state *out,
                      struct hedge_error *e);
 
@@ -252,7 +253,7 @@ int engine_scan(const struct engine *g, struct engine_query *q,
                 struct hedge_error *e);
 
 /* One bounded step of a compaction; call again until it is done. */
-int engine_compact(const struct engine *g, uint64_t token,
+int engine_compact(const struct engine *g, uint64_t token, const char *leader,
                    struct engine_compaction *c, uint64_t timeout_ms,
                    struct hedge_error *e);
 

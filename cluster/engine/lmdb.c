@@ -489,12 +489,13 @@ static int lmdb_scan(void *ctx, struct engine_query *q, engine_entry_fn fn,
     return lmdb_log_scan(g->log, q, fn, fn_ctx, more, e);
 }
 
-static int lmdb_compact(void *ctx, uint64_t token, struct engine_compaction *c,
-                        uint64_t timeout_ms, struct hedge_error *e)
+static int lmdb_compact(void *ctx, uint64_t token, const char *leader,
+                        struct engine_compaction *c, uint64_t timeout_ms,
+                        struct hedge_error *e)
 {
     struct lmdb_engine *g = ctx;
 
-    return lmdb_log_compact(g->log, token, c, timeout_ms, e);
+    return lmdb_log_compact(g->log, token, leader, c, timeout_ms, e);
 }
 
 static int lmdb_state(void *ctx, struct engine_log_state *out,

@@ -352,7 +352,7 @@ int lmdb_log_append(struct lmdb_log *log, uint64_t token, const char *leader,
     return rv;
 }
 
-int lmdb_log_compact(struct lmdb_log *log, uint64_t token,
+int lmdb_log_compact(struct lmdb_log *log, uint64_t token, const char *leader,
                      struct engine_compaction *c, uint64_t timeout_ms,
                      struct hedge_error *e)
 {
@@ -363,6 +363,7 @@ int lmdb_log_compact(struct lmdb_log *log, uint64_t token,
                                     .newer = c->newer,
                                     .seen = c->seen,
                                     .at_len = c->at_len};
+    struct kvlog_writer w = {.token = token, .leader = leader};
     MDB_txn *txn;
     int rv = write_begin(log, timeout_ms, &txn, e);
 
@@ -370,7 +371,7 @@ int lmdb_log_compact(struct lmdb_log *log, uint64_t token,
         return rv;
     }
     memcpy(mine.at, c->at, sizeof mine.at);
-    rv = kvlog_compact(txn, &log->tables, token, &mine, e);
+    rv = kvlog_compact(txn, &log->tables, &w, &mine, e);
     if (rv == 0) {
         rv = commit(log, txn, e);
     } else {

@@ -34,7 +34,7 @@ int lmdb_log_latest(struct lmdb_log *log, const void *key, size_t key_len,
 int lmdb_log_scan(struct lmdb_log *log, struct engine_query *q,
                   engine_entry_fn fn, void *fn_ctx, bool *more,
                   struct hedge_error *e);
-int lmdb_log_compact(struct lmdb_log *log, uint64_t token,
+int lmdb_log_compact(struct lmdb_log *log, uint64_t token, const char *leader,
                      struct engine_compaction *c, uint64_t timeout_ms,
                      struct hedge_error *e);
 int lmdb_log_state(struct lmdb_log *log, struct engine_log_state *out,

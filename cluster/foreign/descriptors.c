@@ -1,6 +1,6 @@
 #include "cluster/foreign/descriptors.h"
 
-#include "cluster/foreign/fields.h"
+#include "cluster/fields.h"
 
 #include <assert.h>
 #include <stdio.h>

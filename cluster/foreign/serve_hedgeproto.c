@@ -19,6 +19,7 @@
 #define OPEN_MS 15000
 #define SEND_MS 60000 /* To somebody who does not read. */
 #define STEP_MS 200
+#define ROOM_MS 10000 /* How long a message waits for room. */
 #define EXPIRE_S 30
 #define EXPIRE_S_MAX ((uint64_t)30 * 86400)
 /* A part that was never closed: its sender has died. */
@@ -27,14 +28,18 @@
 
 /* A message as it was received, whole, in one piece. */
 struct received {
-    unsigned char *bytes;
+    struct msg_buf bytes;
     struct payload payload;
 };
 
+static void received_init(struct received *r, struct hedge_node *n)
+{
+    msg_buf_init(&r->bytes, n->messages);
+}
+
 static void received_release(struct received *r)
 {
-    mem_free(r->bytes);
-    r->bytes = NULL;
+    msg_buf_release(&r->bytes);
 }
 
 static int payload_error(int rv, struct hedge_error *e)
@@ -52,43 +57,87 @@ static int receive(struct rpc_stream *s, uint64_t timeout_ms,
     size_t len;
     int rv;
 
-    received_release(out);
+    msg_buf_clear(&out->bytes);
     rv = rpc_stream_recv(s, timeout_ms, &msg, e);
     if (rv != 0) {
         return rv;
     }
     len = rpc_msg_left(&msg);
-    out->bytes = mem_alloc(len);
-    if (out->bytes != NULL) {
-        rpc_msg_read(&msg, out->bytes, len);
+    rv = msg_buf_reserve(&out->bytes, len, ROOM_MS, e);
+    if (rv == 0) {
+        rpc_msg_read(&msg, out->bytes.data, len);
+        out->bytes.len = len;
     }
     rpc_msg_release(&msg);
-    if (out->bytes == NULL) {
-        return error_set(e, HEDGE_ENOMEM, "no memory for a message");
-    }
-    return payload_error(payload_parse(out->bytes, len, &out->payload), e);
+    return rv != 0 ? rv
+                   : payload_error(
+                         payload_parse(out->bytes.data, len, &out->payload), e);
 }
 
-static int send_payload(struct rpc_stream *s, const struct hedge_message *m,
-                        uint64_t timeout_ms)
+/* Bytes on their way to a client, which count until the transport has let go
+ * of them. */
+struct leaving {
+    struct msg_budget *budget;
+    unsigned char *bytes;
+    size_t len;
+};
+
+static void leaving_end(void *arg)
 {
-    struct rpc_out out = {0};
+    struct leaving *l = arg;
+
+    msg_budget_give(l->budget, l->len);
+    msg_budget_unref(l->budget);
+    mem_free(l->bytes);
+    mem_free(l);
+}
+
+/* Takes the bytes, also on failure. */
+static int leaving_new(struct msg_budget *budget, unsigned char *bytes,
+                       size_t len, struct leaving **out)
+{
+    struct leaving *l = mem_alloc(sizeof *l);
+    int rv = l != NULL ? 0 : HEDGE_ENOMEM;
+
+    if (rv == 0 && len > MSG_FREE) {
+        rv = msg_budget_take(budget, len, ROOM_MS, NULL);
+    } else if (rv == 0) {
+        msg_budget_force(budget, len);
+    }
+    if (rv != 0) {
+        mem_free(bytes);
+        mem_free(l);
+        return rv;
+    }
+    msg_budget_ref(budget);
+    *l = (struct leaving){.budget = budget, .bytes = bytes, .len = len};
+    *out = l;
+    return 0;
+}
+
+static int send_payload(struct rpc_stream *s, struct hedge_node *n,
+                        const struct hedge_message *m, uint64_t timeout_ms)
+{
+    struct rpc_out out = {.release = leaving_end};
+    struct leaving *l;
     unsigned char *bytes;
     size_t len;
     int rv = payload_pack(m, &bytes, &len);
 
-    if (rv == 0) {
-        out.head = bytes;
-        out.head_len = len;
-        rv = rpc_stream_send(s, &out, timeout_ms);
+    rv = rv != 0 ? rv : leaving_new(n->messages, bytes, len, &l);
+    if (rv != 0) {
+        return rv;
     }
-    mem_free(bytes);
-    return rv;
+    out.body = bytes;
+    out.body_len = len;
+    out.release_arg = l;
+    return rpc_stream_send(s, &out, timeout_ms);
 }
 
 /* --- Send, Broadcast --- */
 
 struct messages {
+    struct hedge_node *n;
     struct rpc_stream *rpc;
     struct received in;
 };
@@ -112,20 +161,23 @@ static int messages_recv(void *ctx, uint64_t timeout_ms,
 static int messages_send(void *ctx, const struct hedge_message *m,
                          uint64_t timeout_ms)
 {
-    return send_payload(((struct messages *)ctx)->rpc, m, timeout_ms);
+    struct messages *messages = ctx;
+
+    return send_payload(messages->rpc, messages->n, m, timeout_ms);
 }
 
 static int run_handler(struct rpc_stream *rpc, struct hedge_node *n,
                        enum handler_kind kind, struct hedge_error *e)
 {
     static const struct msg_stream_ops ops = {messages_recv, messages_send};
-    struct messages m = {.rpc = rpc};
+    struct messages m = {.n = n, .rpc = rpc};
     struct hedge_stream *s;
     int rv = msg_stream_wrap(n, &ops, &m, &s);
 
     if (rv != 0) {
         return error_set(e, rv, "no memory for a stream");
     }
+    received_init(&m.in, n);
     rv = handlers_run_stream(n->handlers, kind, s, e);
     msg_stream_free(s);
     received_release(&m.in);
@@ -308,6 +360,7 @@ int serve_hp_write(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     if (in == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a message");
     }
+    received_init(in, n);
     rv = serve_enter(s, &n->hp_streams, SERVE_HP_MAX, "streams of parts", e);
     if (rv == 0) {
         rv = receive(s, OPEN_MS, in, e);
@@ -325,54 +378,70 @@ int serve_hp_write(struct rpc_stream *s, void *ctx, struct hedge_error *e)
 
 /* --- SoSRead --- */
 
-struct record {
-    unsigned char *bytes; /* RPC_MESSAGE_MAX of them, once needed. */
-    size_t len;
-};
-
 /* A record that comes in pieces is put together. */
-static int gather(struct record *r, const struct piece *p,
+static int gather(struct msg_buf *record, const struct piece *p,
                   struct hedge_error *e)
 {
-    if (r->bytes == NULL) {
-        r->bytes = mem_alloc(RPC_MESSAGE_MAX);
+    int rv;
+
+    if (p->first) {
+        msg_buf_clear(record);
     }
-    if (r->bytes == NULL) {
-        return error_set(e, HEDGE_ENOMEM, "no memory for a record");
-    }
-    r->len = p->first ? 0 : r->len;
-    if (p->len > RPC_MESSAGE_MAX - r->len) {
+    if (p->len > RPC_MESSAGE_MAX - record->len) {
         return error_set(e, HEDGE_ETOOBIG, "a record is over %zu bytes",
                          RPC_MESSAGE_MAX);
     }
-    memcpy(r->bytes + r->len, p->data, p->len);
-    r->len += p->len;
-    return 0;
+    rv = msg_buf_reserve(record, record->len + p->len, ROOM_MS, e);
+    return rv != 0 ? rv : msg_buf_append(record, p->data, p->len);
 }
 
-static int send_piece(struct rpc_stream *s, struct record *r,
-                      const struct piece *p, struct hedge_error *e)
+static int send_piece(struct rpc_stream *s, struct hedge_node *n,
+                      struct msg_buf *record, const struct piece *p,
+                      struct hedge_error *e)
 {
     struct hedge_message m = {.data = p->data, .len = p->len};
     int rv = 0;
 
     if (!p->first || !p->last) {
-        rv = gather(r, p, e);
-        m.data = r->bytes;
-        m.len = r->len;
+        rv = gather(record, p, e);
+        m.data = record->data;
+        m.len = record->len;
     }
     if (rv == 0 && p->last) {
-        rv = send_payload(s, &m, SEND_MS);
+        rv = send_payload(s, n, &m, SEND_MS);
+        msg_buf_clear(record);
+    }
+    /* What comes behind a record that was not taken would hide that. */
+    return rv == HEDGE_ETIMEDOUT
+               ? error_set(e, rv, "the client has not read for %d s",
+                           SEND_MS / 1000)
+               : rv;
+}
+
+/* The next piece, as long as somebody waits for it. */
+static int await_piece(struct rpc_stream *s, struct reader *r, struct piece *p,
+                       struct hedge_error *e)
+{
+    int rv;
+
+    do {
+        rv = reader_next(r, STEP_MS, p);
+    } while (rv == HEDGE_ETIMEDOUT && !rpc_stream_is_cancelled(s));
+    if (rv == HEDGE_ETIMEDOUT) {
+        return HEDGE_ECANCELED;
+    }
+    if (rv != 0 && rv != HEDGE_EEND) {
+        *e = r->error;
     }
     return rv;
 }
 
-static int read_part(struct rpc_stream *s, struct sos_store *store,
-                     struct hedge_error *e)
+static int read_part(struct rpc_stream *s, struct hedge_node *n,
+                     struct sos_store *store, struct hedge_error *e)
 {
     /* Whoever reads while another still writes waits for all of it. */
     static const struct sos_read_options o = {.follow = true};
-    struct record record = {.bytes = NULL};
+    struct msg_buf record;
     struct source *source;
     struct reader r;
     int rv = sos_source_open(store, &o, &source, e);
@@ -381,20 +450,15 @@ static int read_part(struct rpc_stream *s, struct sos_store *store,
     if (rv != 0) {
         return rv;
     }
-    while (rv == 0 || rv == HEDGE_ETIMEDOUT) {
+    msg_buf_init(&record, n->messages);
+    while (rv == 0) {
         struct piece p;
 
-        rv = reader_next(&r, STEP_MS, &p);
-        if (rv == 0) {
-            rv = send_piece(s, &record, &p, e);
-        } else if (rv == HEDGE_ETIMEDOUT && rpc_stream_is_cancelled(s)) {
-            rv = HEDGE_ECANCELED;
-        } else if (rv != HEDGE_EEND) {
-            *e = r.error;
-        }
+        rv = await_piece(s, &r, &p, e);
+        rv = rv != 0 ? rv : send_piece(s, n, &record, &p, e);
     }
     reader_release(&r);
-    mem_free(record.bytes);
+    msg_buf_release(&record);
     return rv == HEDGE_EEND ? 0 : rv;
 }
 
@@ -407,7 +471,7 @@ static int read_named(struct rpc_stream *s, struct hedge_node *n,
 
     rv = rv != 0 ? rv : sos_find_local(n->sos, name, &store, e);
     if (rv == 0) {
-        rv = read_part(s, store, e);
+        rv = read_part(s, n, store, e);
         sos_store_unref(store);
     }
     return rv;
@@ -422,6 +486,7 @@ int serve_hp_read(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     if (in == NULL) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a message");
     }
+    received_init(in, n);
     rv = serve_enter(s, &n->hp_streams, SERVE_HP_MAX, "streams of parts", e);
     if (rv == 0) {
         rv = receive(s, OPEN_MS, in, e);

@@ -149,7 +149,7 @@ static int reflect(struct rpc_stream *s, struct hedge_error *e)
         if (rv != 0) {
             return rv;
         }
-        q = pb_from_msg(
+        q = pb_from_msg_lean(
             &grpc__reflection__v1__server_reflection_request__descriptor, &msg,
             e);
         rv = q != NULL ? answer(s, q) : HEDGE_EPROTO;

@@ -1,9 +1,11 @@
 /* lock_rows.h - a grant as a row of the log: key and value.
  *
  * Ownership: lock_row_put() fills a put whose key and value are to be freed
- * with lock_row_release(). Threads:   any. Errors:    HEDGE_ENOMEM;
- * HEDGE_ECORRUPT for what is no such row. Units:     bytes. Limits:    none of
- * its own. */
+ *            with lock_row_release().
+ * Threads:   any.
+ * Errors:    HEDGE_ENOMEM; HEDGE_ECORRUPT for what is no such row.
+ * Units:     bytes.
+ * Limits:    none of its own. */
 #ifndef CLUSTER_LOCK_ROWS_H
 #define CLUSTER_LOCK_ROWS_H
 

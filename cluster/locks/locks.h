@@ -9,11 +9,12 @@
  *            `done` on. What the answer points to (held, list) is freed by
  *            lock_call_release().
  * Threads:   any thread but the loop calls; `done` runs on the loop or, once
- * the node stops, inside locks_submit(), and must not block. Errors:    the
- * core's; HEDGE_ENOLEADER: none was known until the deadline; HEDGE_ETIMEDOUT:
- * no answer, it may have happened; HEDGE_ECLOSED: the node stops. Units:
- * milliseconds. Limits:    LOCK_CALLS_MAX calls at a time, then
- * HEDGE_EEXHAUSTED. */
+ *            the node stops, inside locks_submit(), and must not block.
+ * Errors:    the core's; HEDGE_ENOLEADER: none was known until the deadline;
+ *            HEDGE_ETIMEDOUT: no answer, it may have happened; HEDGE_ECLOSED:
+ *            the node stops.
+ * Units:     milliseconds.
+ * Limits:    LOCK_CALLS_MAX calls at a time, then HEDGE_EEXHAUSTED. */
 #ifndef CLUSTER_LOCKS_H
 #define CLUSTER_LOCKS_H
 

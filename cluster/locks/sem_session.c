@@ -23,6 +23,7 @@ struct held {
     const void *owner;
     uint64_t request;
     uint64_t token;    /* 0: not granted yet. */
+    uint64_t term, at; /* Of the grant's answer. */
     uint64_t until_ms; /* 0: the next renewal tells. */
     bool lost;         /* A renewal did not list it. */
     char name[SEMAPHORE_NAME_SIZE];
@@ -110,7 +111,13 @@ static void take_list(struct sem_session *s, const struct semaphore_call *c)
 
     list_foreach (l, &s->held) {
         struct held *h = container_of(l, struct held, link);
-        h->lost = h->token != 0;
+        uint64_t until_ms = sem_view_granted(&s->view, h->term, h->at);
+
+        if (h->token != 0 && until_ms != 0) {
+            h->until_ms = until_ms; /* The list is from before the grant. */
+        } else {
+            h->lost = h->token != 0;
+        }
     }
     for (size_t i = 0; i < c->n_held; i++) {
         struct held *h = find_request(s, c->held[i].request);
@@ -299,8 +306,11 @@ static int settle(struct sem_session *s, struct held *h,
                   struct hedge_error *e)
 {
     h->token = c->token;
-    h->until_ms =
-        c->session == s->id ? sem_view_granted(&s->view, c->term, c->at) : 0;
+    if (c->session == s->id) {
+        h->term = c->term;
+        h->at = c->at;
+        h->until_ms = sem_view_granted(&s->view, c->term, c->at);
+    }
     while (h->until_ms == 0 && !h->lost && !s->closing &&
            clock_boot_ms() < deadline_ms) {
         (void)await_renewal(s, deadline_ms);

@@ -36,8 +36,9 @@ uint64_t sem_view_renew_ms(uint64_t lease_ms);
 bool sem_view_renewed(struct sem_view *v, uint64_t start_ms, uint64_t lease_ms,
                       uint64_t term, uint64_t at);
 
-/* Until when a grant that has just been answered is held for sure; 0: renew,
- * and see whether it is listed. */
+/* Until when a grant that was answered at (term, at) is held for sure, whatever
+ * the newest renewal lists: it is from before the grant. 0: renew, and see
+ * whether it is listed. */
 uint64_t sem_view_granted(const struct sem_view *v, uint64_t term, uint64_t at);
 
 #endif

@@ -646,6 +646,14 @@ static void row_is_written(struct semaphores *s, struct claim *c,
     }
 }
 
+/* Fenced, and no leader any more. One that still is by its own deadline has met
+ * a moment of doubt, and would serve nobody for the rest of its term: it tries
+ * again until SEMAPHORE_LOST. */
+static bool is_deposed(const struct semaphore_event *ev)
+{
+    return ev->status == HEDGE_EFENCED && !ev->leads;
+}
+
 static void on_appended(struct semaphores *s, const struct semaphore_event *ev)
 {
     struct list *l;
@@ -656,10 +664,10 @@ static void on_appended(struct semaphores *s, const struct semaphore_event *ev)
     }
     s->append_id = 0;
     if (ev->status != 0) {
-        reset(s, ev->status == HEDGE_EFENCED
+        reset(s, is_deposed(ev)
                      ? not_leader
                      : "the engine has failed; what it holds is read again");
-        if (ev->status != HEDGE_EFENCED) {
+        if (!is_deposed(ev)) {
             load_later(s);
         }
         return;
@@ -722,21 +730,22 @@ static void on_loaded(struct semaphores *s, const struct semaphore_event *ev)
     if (s->state != STATE_LOADING || ev->id != s->load_id) {
         return;
     }
-    if (rv == HEDGE_EFENCED) {
+    if (rv != 0 && is_deposed(ev)) {
         reset(s, not_leader);
         return;
     }
     for (size_t i = 0; rv == 0 && i < ev->n_rows; i++) {
         rv = load_row(s, &ev->rows[i]);
     }
-    list_init(&early);
-    list_splice(&early, &s->early);
     if (rv != 0) {
+        /* Who waits is sent away to come again: who has gone does not, and is
+         * not kept for as long as the engine fails. */
         reset(s, "the engine has failed");
-        list_splice(&s->early, &early); /* They can wait a little more. */
         load_later(s);
         return;
     }
+    list_init(&early);
+    list_splice(&early, &s->early);
     s->state = STATE_SERVING;
     s->load_id = 0;
     s->failures = 0;

@@ -363,12 +363,22 @@ static void on_stop(struct hedge_node *n, struct letter *letter, bool closed)
     pthread_mutex_unlock(&s->lock);
 }
 
+static bool is_closed(struct locks *l)
+{
+    bool closed;
+
+    pthread_mutex_lock(&l->lock);
+    closed = l->closed;
+    pthread_mutex_unlock(&l->lock);
+    return closed;
+}
+
 void locks_stop(struct hedge_node *n)
 {
     struct locks *l = n->locks;
     struct stopping s = {.done = false};
 
-    if (l == NULL || l->closed) {
+    if (l == NULL || is_closed(l)) {
         return;
     }
     if (!n->loop_runs) {

@@ -166,10 +166,11 @@ static struct hedge_entries *entries_of(struct log_page *p)
     memcpy(bytes, p->bytes, p->len);
     mem_free(p->bytes);
     p->bytes = bytes;
-    log_page_finish(p);
-    p->bytes = NULL;
     out->n = p->n;
-    memcpy(out->entry, p->entries, p->n * sizeof out->entry[0]);
+    for (size_t i = 0; i < p->n; i++) {
+        log_page_at(p, i, &out->entry[i]);
+    }
+    p->bytes = NULL;
     return out;
 }
 
@@ -286,7 +287,6 @@ static int next_page(struct hedge_log *l, struct hedge_error *e)
         rv = error_set(e, HEDGE_ENOMEM, "no memory for a page");
     }
     if (rv == 0) {
-        log_page_finish(&l->page);
         l->seen = l->q.snapshot;
     } else {
         log_page_clear(&l->page);
@@ -358,7 +358,7 @@ HEDGE_API int hedge_log_next(struct hedge_log *l, uint64_t timeout_ms,
     int rv = 0;
 
     if (l->at < l->page.n) {
-        *out = l->page.entries[l->at++];
+        log_page_at(&l->page, l->at++, out);
         return 0;
     }
     memset(out, 0, sizeof *out);
@@ -375,7 +375,7 @@ HEDGE_API int hedge_log_next(struct hedge_log *l, uint64_t timeout_ms,
         rv = l->more ? next_page(l, e) : follow_on(l, until_ms, e);
     }
     if (rv == 0) {
-        *out = l->page.entries[l->at++];
+        log_page_at(&l->page, l->at++, out);
     }
     return rv;
 }

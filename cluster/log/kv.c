@@ -40,9 +40,9 @@ struct kv {
     pthread_cond_t news;  /* For followers, and who waits for budget. */
     pthread_cond_t settled;
     struct list queue;
-    size_t n_queued; /* Operations. */
-    size_t n_live;   /* Queued or under way. */
-    uint64_t used_bytes;
+    size_t n_queued;                 /* Operations. */
+    size_t n_live;                   /* Queued or under way. */
+    uint64_t used_bytes, read_bytes; /* The second: of the first, readers'. */
     uint64_t n_puts, n_transactions; /* Committed. */
     bool closing, gathering, leading;
     size_t gather_for;
@@ -225,17 +225,26 @@ static void *completer_main(void *arg)
     return NULL;
 }
 
-static int late_error(struct kv_op *op)
+static int late_error(struct kv_op *op, bool leads)
 {
     if (op->error.code == HEDGE_ETIMEDOUT) {
         return HEDGE_ETIMEDOUT; /* With its reason. */
     }
     if (op->sent) {
+        const char *late = "the leader has not answered in time; the put may "
+                           "yet happen";
+
+        if (op->error.text[0] == '\0') {
+            return error_set(&op->error, HEDGE_ETIMEDOUT, "%s", late);
+        }
+        (void)error_prefix(&op->error, "%s", late);
+        op->error.code = HEDGE_ETIMEDOUT;
+        return HEDGE_ETIMEDOUT;
+    }
+    if (leads) {
         return error_set(&op->error, HEDGE_ETIMEDOUT,
-                         "the leader has not answered in time; the put may yet "
-                         "happen%s%s",
-                         op->error.text[0] != '\0' ? ": " : "",
-                         op->error.text[0] != '\0' ? op->error.text : "");
+                         "the log was busy with what came before for all the "
+                         "time there was; nothing was written");
     }
     return error_set(&op->error, HEDGE_ENOLEADER,
                      "the group has no leader at present");
@@ -263,7 +272,7 @@ static bool weed(struct kv *kv, bool leads, uint64_t token)
             rv = error_set(&op->error, HEDGE_ENOTLEADER,
                            "this node is not the leader");
         } else if (now + SLACK_MS >= op->deadline_ms) {
-            rv = late_error(op);
+            rv = late_error(op, leads);
         }
         if (rv != 0) {
             list_remove(l);
@@ -383,7 +392,8 @@ static void retry(struct kv *kv, struct list *batch,
         op->error = *why;
         if (give_up || now + GIVE_UP_MS >= op->deadline_ms) {
             list_remove(l);
-            op_end(kv, op, give_up ? why->code : late_error(op), NULL, &ended);
+            op_end(kv, op, give_up ? why->code : late_error(op, kv->leading),
+                   NULL, &ended);
         }
     }
     put_back(kv, batch);
@@ -619,14 +629,27 @@ static size_t op_bytes(const struct kv_op *op)
     return bytes;
 }
 
+/* With kv->lock held. Readers wait for their clients' pace: half of the budget
+ * is not for them. One of each kind may be larger than what there is. */
+static bool has_room(const struct kv *kv, uint64_t bytes, bool reading)
+{
+    uint64_t used = kv->used_bytes, half = kv->o.budget_bytes / 2;
+
+    if (used + bytes <= kv->o.budget_bytes &&
+        (!reading || kv->read_bytes + bytes <= half)) {
+        return true;
+    }
+    return reading ? kv->read_bytes == 0 && used <= half
+                   : used == kv->read_bytes;
+}
+
 /* With kv->lock held. */
 static int enqueue(struct kv *kv, struct kv_op *op, struct hedge_error *e)
 {
     if (kv->closing) {
         return error_set(e, HEDGE_ECLOSED, "the node stops");
     }
-    if (op->charge > 0 && kv->used_bytes > 0 &&
-        kv->used_bytes + op->charge > kv->o.budget_bytes) {
+    if (op->charge > 0 && !has_room(kv, op->charge, false)) {
         return error_set(e, HEDGE_EEXHAUSTED,
                          "puts of %llu bytes wait already, the message limit "
                          "is used up",
@@ -778,15 +801,14 @@ int kv_wait(struct kv *kv, uint64_t seen, uint64_t timeout_ms, uint64_t *now,
     }
 }
 
-int kv_reserve(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
-               struct hedge_error *e)
+static int reserve(struct kv *kv, uint64_t bytes, bool reading,
+                   uint64_t timeout_ms, struct hedge_error *e)
 {
     uint64_t until_ms = deadline_of(timeout_ms);
     int rv = 0;
 
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing && kv->used_bytes > 0 &&
-           kv->used_bytes + bytes > kv->o.budget_bytes && rv == 0) {
+    while (!kv->closing && !has_room(kv, bytes, reading) && rv == 0) {
         if (clock_mono_ms() >= until_ms) {
             rv = error_set(e, HEDGE_EEXHAUSTED,
                            "the message limit is used up: %llu bytes wait "
@@ -800,17 +822,41 @@ int kv_reserve(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
         rv = error_set(e, HEDGE_ECLOSED, "the node stops");
     }
     kv->used_bytes += rv == 0 ? bytes : 0;
+    kv->read_bytes += rv == 0 && reading ? bytes : 0;
     pthread_mutex_unlock(&kv->lock);
     return rv;
 }
 
-void kv_release(struct kv *kv, uint64_t bytes)
+int kv_reserve(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
+               struct hedge_error *e)
+{
+    return reserve(kv, bytes, false, timeout_ms, e);
+}
+
+int kv_reserve_read(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
+                    struct hedge_error *e)
+{
+    return reserve(kv, bytes, true, timeout_ms, e);
+}
+
+static void release(struct kv *kv, uint64_t bytes, uint64_t read_bytes)
 {
     pthread_mutex_lock(&kv->lock);
-    assert(kv->used_bytes >= bytes);
+    assert(kv->used_bytes >= bytes && kv->read_bytes >= read_bytes);
     kv->used_bytes -= bytes;
+    kv->read_bytes -= read_bytes;
     pthread_cond_broadcast(&kv->news);
     pthread_mutex_unlock(&kv->lock);
+}
+
+void kv_release(struct kv *kv, uint64_t bytes)
+{
+    release(kv, bytes, 0);
+}
+
+void kv_release_read(struct kv *kv, uint64_t bytes)
+{
+    release(kv, bytes, bytes);
 }
 
 /* --- life -------------------------------------------------------------------

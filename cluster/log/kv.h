@@ -105,10 +105,15 @@ void kv_use(struct kv *kv, struct kv_use *out);
 int kv_wait(struct kv *kv, uint64_t seen, uint64_t timeout_ms, uint64_t *now,
             struct hedge_error *e);
 
-/* A part of the budget, for values that are held while they arrive or leave:
- * wait for it up to timeout_ms. HEDGE_EEXHAUSTED. */
+/* A part of the budget, for values that are held while they arrive: wait for it
+ * up to timeout_ms. HEDGE_EEXHAUSTED. */
 int kv_reserve(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
                struct hedge_error *e);
 void kv_release(struct kv *kv, uint64_t bytes);
+/* For what leaves, at the pace of whoever reads: at most half of the budget, so
+ * that slow readers do not keep others from putting. */
+int kv_reserve_read(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
+                    struct hedge_error *e);
+void kv_release_read(struct kv *kv, uint64_t bytes);
 
 #endif

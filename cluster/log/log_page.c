@@ -163,6 +163,7 @@ int log_encode_entry(void *ctx, const struct engine_entry *e)
     bool large = p->cut_bytes != 0 && e->value_len > p->cut_bytes;
 
     if (p->n > 0 && large) {
+        p->full = true;
         return ENGINE_REFUSE;
     }
     if (large && e->value_len > p->room) {
@@ -251,50 +252,85 @@ static bool more_entries(struct log_page *p)
     return true;
 }
 
+/* In a page pointers are offsets: the bytes may still move. */
+static void *offset(size_t at)
+{
+    return (void *)(uintptr_t)at;
+}
+
+/* The leader's name; mostly that of the entry before. A token has one. */
+static bool page_leader(struct log_page *p, const struct engine_entry *e)
+{
+    size_t len;
+
+    if (p->n > 0 && p->entries[p->n - 1].token == e->token) {
+        return true;
+    }
+    len = strlen(e->leader) + 1;
+    if (!grow(&p->bytes, &p->bytes_cap, p->len + len)) {
+        return false;
+    }
+    memcpy(p->bytes + p->len, e->leader, len);
+    p->leader = p->len;
+    p->len += len;
+    return true;
+}
+
+static bool page_bytes(struct log_page *p, const struct engine_entry *e)
+{
+    const char *key = e->key;
+    size_t len = e->key_len + e->value_len;
+    unsigned char *at;
+
+    if (!grow(&p->bytes, &p->bytes_cap, p->len + len)) {
+        return false;
+    }
+    at = p->bytes + p->len;
+    if (e->value == key + e->key_len) { /* As rows have them. */
+        memcpy(at, key, len);
+    } else {
+        memcpy(at, key, e->key_len);
+        if (e->value_len > 0) {
+            memcpy(at + e->key_len, e->value, e->value_len);
+        }
+    }
+    p->len += len;
+    return true;
+}
+
 int log_page_entry(void *ctx, const struct engine_entry *e)
 {
     struct log_page *p = ctx;
-    size_t leader = strlen(e->leader) + 1;
-    size_t need = p->len + e->key_len + e->value_len + leader;
-    unsigned char *at;
+    size_t at;
 
-    if (p->n > 0 && need > p->max_bytes) {
+    if (p->n > 0 && p->len + e->key_len + e->value_len > p->max_bytes) {
         p->full = true;
         return ENGINE_REFUSE;
     }
-    if ((p->n == p->cap && !more_entries(p)) ||
-        !grow(&p->bytes, &p->bytes_cap, need)) {
+    if ((p->n == p->cap && !more_entries(p)) || !page_leader(p, e) ||
+        !page_bytes(p, e)) {
         p->failed = true;
         return ENGINE_REFUSE;
     }
-    /* Pointers come with log_page_finish(): the bytes may still move. */
-    p->entries[p->n++] = (struct hedge_entry){.key_len = e->key_len,
+    at = p->len - e->key_len - e->value_len;
+    p->entries[p->n++] = (struct hedge_entry){.key = offset(at),
+                                              .key_len = e->key_len,
+                                              .value = offset(at + e->key_len),
                                               .value_len = e->value_len,
                                               .revision = e->revision,
                                               .timestamp_ms = e->timestamp_ms,
-                                              .token = e->token};
-    at = p->bytes + p->len;
-    memcpy(at, e->leader, leader);
-    memcpy(at + leader, e->key, e->key_len);
-    if (e->value_len > 0) {
-        memcpy(at + leader + e->key_len, e->value, e->value_len);
-    }
-    p->len = need;
+                                              .token = e->token,
+                                              .leader = offset(p->leader)};
     return p->len >= p->max_bytes ? ENGINE_END : ENGINE_GO_ON;
 }
 
-void log_page_finish(struct log_page *p)
+void log_page_at(const struct log_page *p, size_t i, struct hedge_entry *out)
 {
-    const unsigned char *at = p->bytes;
+    const char *base = (const char *)p->bytes;
 
-    for (size_t i = 0; i < p->n; i++) {
-        struct hedge_entry *e = &p->entries[i];
-
-        e->leader = (const char *)at;
-        at += strlen(e->leader) + 1;
-        e->key = at;
-        e->value = at + e->key_len;
-        at += e->key_len + e->value_len;
-    }
-    assert(p->n == 0 || at == p->bytes + p->len);
+    assert(i < p->n);
+    *out = p->entries[i];
+    out->key = base + (uintptr_t)out->key;
+    out->value = base + (uintptr_t)out->value;
+    out->leader = base + (uintptr_t)out->leader;
 }

@@ -43,10 +43,11 @@ size_t log_encode_rest(struct log_encoder *p, size_t at, size_t piece);
 /* --- for callers --- */
 
 struct log_page {
-    struct hedge_entry *entries; /* After log_page_finish(). */
+    struct hedge_entry *entries; /* With offsets into bytes. */
     size_t n, cap;
     unsigned char *bytes;
     size_t len, bytes_cap;
+    size_t leader; /* Where the last one's name is. */
     size_t max_bytes;
     bool failed;
     bool full; /* It has no room for the next entry. */
@@ -56,7 +57,7 @@ void log_page_init(struct log_page *p, size_t max_bytes);
 void log_page_clear(struct log_page *p);
 void log_page_release(struct log_page *p);
 int log_page_entry(void *ctx, const struct engine_entry *entry);
-/* Turn offsets into pointers. */
-void log_page_finish(struct log_page *p);
+/* The i-th; it lives until the page changes. */
+void log_page_at(const struct log_page *p, size_t i, struct hedge_entry *out);
 
 #endif

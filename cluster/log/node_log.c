@@ -11,6 +11,9 @@
 #include <string.h>
 
 #define RETRY_MS 50
+/* Between the steps of a compaction: who takes a mutex again at once mostly
+ * gets it, and puts would wait for many steps. */
+#define PAUSE_MS 2
 #define CHUNK_BYTES ((size_t)1 << 20)
 /* A request that is larger goes in pieces. */
 #define UNARY_MAX (RPC_MESSAGE_MAX - ((size_t)64 << 10))
@@ -218,8 +221,11 @@ static int compact_here(struct hedge_node *n, uint64_t token,
                              "not done; begin it again",
                              (unsigned long long)*removed);
         }
-        rv = engine_compact(&n->engine, token, c, deadline_ms - now, e);
+        rv = engine_compact(&n->engine, token, n->id, c, deadline_ms - now, e);
         *removed += c->removed;
+        if (!c->done) {
+            clock_sleep_ms(PAUSE_MS);
+        }
     }
     return rv;
 }

@@ -1,6 +1,7 @@
 /* serve_log.c - service hedge.v1.Log. */
 #include "cluster/log/kv.h"
 #include "cluster/log/log_page.h"
+#include "cluster/log/log_request.h"
 #include "cluster/node_internal.h"
 #include "proto/log.pb-c.h"
 
@@ -16,8 +17,13 @@
 #define PIECE_BYTES                                           \
     ((size_t)1 << 20) /* Of values that are larger than that. \
                        */
+#define GET_SMALL_BYTES ((size_t)64 << 10) /* Without asking the budget. */
+#define GET_WAIT_MS 1000u
 #define GET_MAX_BYTES (RPC_MESSAGE_MAX - 64)
 #define REQUEST_MAX (ENGINE_VALUE_MAX + ((size_t)1 << 20))
+#define PAGE_RESERVED (2 * PAGE_BYTES)
+/* For a large request to arrive: others wait for its part of the budget. */
+#define LARGE_MS 60000u
 #define FOLLOW_STEP_MS 200u
 #define SEND_STEP_MS 1000u
 
@@ -31,65 +37,35 @@ static uint64_t less_ms(uint64_t left_ms)
 
 static uint64_t deadline_of(uint64_t asked_ms, uint64_t left_ms)
 {
-    uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS;
+    uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS, now = clock_mono_ms();
 
     left_ms = less_ms(left_ms);
-    return clock_mono_ms() + (ms < left_ms ? ms : left_ms);
+    ms = ms < left_ms ? ms : left_ms;
+    return ms < UINT64_MAX - now ? now + ms : UINT64_MAX;
 }
 
 /* --- put --------------------------------------------------------------------
  */
 
-/* One allocation: the operation, its puts, and the message they point into. */
+/* One allocation: the operation and its puts, which point into the request. */
 struct put_call {
     struct kv_op op;
     struct rpc_call *call;
-    Hedge__V1__LogPutRequest *m;
     struct engine_put puts[];
 };
 
-static int to_engine(const Hedge__V1__LogPut *p, struct engine_put *out,
-                     struct hedge_error *e)
+static int puts_of(const void *data, size_t len, const struct log_request *r,
+                   struct engine_put *out, struct hedge_error *e)
 {
-    *out = (struct engine_put){.key = p->key.data,
-                               .key_len = p->key.len,
-                               .value = p->value.data,
-                               .value_len = p->value.len,
-                               .flags = p->no_append ? ENGINE_REPLACE : 0};
-    if (p->request.len != 0 && p->request.len != ENGINE_REQUEST_SIZE) {
-        return error_set(e, HEDGE_EINVAL,
-                         "a request id of %zu bytes: %d are possible, or none",
-                         p->request.len, ENGINE_REQUEST_SIZE);
-    }
-    if (p->request.len != 0) {
-        memcpy(out->request, p->request.data, ENGINE_REQUEST_SIZE);
-    }
-    return kv_check_put(out, e);
-}
+    int rv = log_request_puts(data, len, r, out, e);
 
-static int puts_of(const Hedge__V1__LogPutRequest *m, struct engine_put *out,
-                   struct hedge_error *e)
-{
-    int rv = 0;
-
-    for (size_t i = 0; rv == 0 && i < m->n_puts; i++) {
-        rv = to_engine(m->puts[i], &out[i], e);
-        if (rv != 0 && m->n_puts > 1 && e != NULL) {
+    for (size_t i = 0; rv == 0 && i < r->n_puts; i++) {
+        rv = kv_check_put(&out[i], e);
+        if (rv != 0 && r->n_puts > 1 && e != NULL) {
             (void)error_prefix(e, "put %zu", i);
         }
     }
     return rv;
-}
-
-static int check_request(const Hedge__V1__LogPutRequest *m,
-                         struct hedge_error *e)
-{
-    if (m->n_puts == 0 || m->n_puts > KV_BATCH_PUTS) {
-        return error_set(e, HEDGE_EINVAL,
-                         "a request of %zu puts: 1 to %u are possible",
-                         m->n_puts, KV_BATCH_PUTS);
-    }
-    return 0;
 }
 
 static int pack_results(const struct engine_put *puts, size_t n,
@@ -126,12 +102,6 @@ static int pack_results(const struct engine_put *puts, size_t n,
     return rv;
 }
 
-static void put_call_free(struct put_call *p)
-{
-    pb_free(p->m);
-    mem_free(p);
-}
-
 static void on_put_done(struct kv_op *op, int status)
 {
     struct put_call *p = container_of(op, struct put_call, op);
@@ -145,45 +115,37 @@ static void on_put_done(struct kv_op *op, int status)
         rpc_reply(p->call, buf.data, buf.len);
         mem_free(buf.data);
     }
-    put_call_free(p);
+    mem_free(p);
 }
 
 void serve_log_put(struct rpc_call *call, void *ctx, const void *req,
                    size_t len)
 {
     struct hedge_node *n = ctx;
-    Hedge__V1__LogPutRequest *m =
-        pb_unpack(&hedge__v1__log_put_request__descriptor, req, len);
     struct hedge_error e = {0};
+    struct log_request r;
     struct put_call *p;
-    int rv;
+    int rv = log_request_parse(req, len, &r, &e);
 
-    if (m == NULL) {
-        rpc_fail(call, HEDGE_EPROTO, "not a LogPutRequest");
-        return;
-    }
-    rv = check_request(m, &e);
-    p = rv == 0 ? mem_calloc(1, sizeof *p + m->n_puts * sizeof p->puts[0])
+    p = rv == 0 ? mem_calloc(1, sizeof *p + r.n_puts * sizeof p->puts[0])
                 : NULL;
     if (p == NULL) {
         rpc_fail(call, rv != 0 ? rv : HEDGE_ENOMEM, e.text);
-        pb_free(m);
         return;
     }
     p->call = call;
-    p->m = m;
     p->op.puts = p->puts;
-    p->op.n = m->n_puts;
-    p->op.flags = m->leader_only ? KV_LEADER_ONLY : 0;
-    p->op.deadline_ms = deadline_of(m->timeout_ms, rpc_call_left_ms(call));
+    p->op.n = r.n_puts;
+    p->op.flags = r.leader_only ? KV_LEADER_ONLY : 0;
+    p->op.deadline_ms = deadline_of(r.timeout_ms, rpc_call_left_ms(call));
     p->op.done = on_put_done;
-    rv = puts_of(m, p->puts, &e);
+    rv = puts_of(req, len, &r, p->puts, &e);
     if (rv == 0) {
         rv = kv_submit(n->kv, &p->op, &e);
     }
     if (rv != 0) {
         rpc_fail(call, rv, e.text);
-        put_call_free(p);
+        mem_free(p);
     }
 }
 
@@ -231,47 +193,39 @@ static int add_piece(struct pieces *p, struct rpc_msg *msg,
     return rv;
 }
 
-static int run_put(struct hedge_node *n, const Hedge__V1__LogPutRequest *m,
-                   uint64_t deadline_ms, struct engine_put *puts,
-                   struct hedge_error *e)
+static int run_put(struct hedge_node *n, const struct pieces *p,
+                   const struct log_request *r, uint64_t deadline_ms,
+                   struct engine_put *puts, struct hedge_error *e)
 {
     uint64_t now = clock_mono_ms();
-    int rv = puts_of(m, puts, e);
+    int rv = puts_of(p->data, p->len, r, puts, e);
 
     return rv == 0
-               ? kv_put(n->kv, puts, m->n_puts,
-                        KV_RESERVED | (m->leader_only ? KV_LEADER_ONLY : 0u),
+               ? kv_put(n->kv, puts, r->n_puts,
+                        KV_RESERVED | (r->leader_only ? KV_LEADER_ONLY : 0u),
                         deadline_ms > now ? deadline_ms - now : 1, e)
                : rv;
 }
 
 static int finish_large(struct hedge_node *n, struct rpc_stream *s,
-                        struct pieces *p, struct hedge_error *e)
+                        const struct pieces *p, struct hedge_error *e)
 {
-    Hedge__V1__LogPutRequest *m =
-        pb_unpack(&hedge__v1__log_put_request__descriptor, p->data, p->len);
     struct engine_put *puts;
     struct rpc_out out = {0};
+    struct log_request r;
     struct pb_buf buf;
-    int rv;
+    int rv = log_request_parse(p->data, p->len, &r, e);
 
-    mem_free(p->data);
-    p->data = NULL;
-    if (m == NULL) {
-        return error_set(e, HEDGE_EPROTO,
-                         "the pieces together are no LogPutRequest");
-    }
-    rv = check_request(m, e);
-    puts = rv == 0 ? mem_calloc(m->n_puts, sizeof *puts) : NULL;
+    puts = rv == 0 ? mem_calloc(r.n_puts, sizeof *puts) : NULL;
     if (rv == 0 && puts == NULL) {
         rv = error_set(e, HEDGE_ENOMEM, "no memory for the puts");
     }
     if (rv == 0) {
-        rv = run_put(n, m, deadline_of(m->timeout_ms, rpc_stream_left_ms(s)),
+        rv = run_put(n, p, &r, deadline_of(r.timeout_ms, rpc_stream_left_ms(s)),
                      puts, e);
     }
     if (rv == 0) {
-        rv = pack_results(puts, m->n_puts, &buf);
+        rv = pack_results(puts, r.n_puts, &buf);
     }
     if (rv == 0) {
         out.head = buf.data;
@@ -280,7 +234,6 @@ static int finish_large(struct hedge_node *n, struct rpc_stream *s,
         mem_free(buf.data);
     }
     mem_free(puts);
-    pb_free(m);
     return rv;
 }
 
@@ -290,12 +243,16 @@ int serve_log_put_large(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     struct pieces p = {.data = NULL};
     struct rpc_msg msg;
     int rv = kv_reserve(n->kv, REQUEST_MAX, DEFAULT_MS / 3, e);
+    uint64_t until_ms = clock_mono_ms() + LARGE_MS;
 
     if (rv != 0) {
         return rv;
     }
     while (rv == 0) {
-        rv = rpc_stream_recv(s, DEFAULT_MS, &msg, e);
+        uint64_t now = clock_mono_ms();
+        uint64_t left = until_ms > now ? until_ms - now : 0;
+
+        rv = rpc_stream_recv(s, left < DEFAULT_MS ? left : DEFAULT_MS, &msg, e);
         if (rv == 0) {
             rv = add_piece(&p, &msg, e);
         }
@@ -339,8 +296,9 @@ static void get_query(const Hedge__V1__LogGetRequest *m, struct engine_query *q)
                                            : 1;
 }
 
-static int run_get(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
-                   struct log_encoder *page, struct hedge_error *e)
+/* All that was asked for, in a page; *fits: it has room for it. */
+static int get_page(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
+                    struct log_encoder *page, bool *fits, struct hedge_error *e)
 {
     struct engine_query q;
     bool more = true;
@@ -354,23 +312,69 @@ static int run_get(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
     } else {
         get_query(m, &q);
     }
-    while (rv == 0 && more) {
+    while (rv == 0 && more && !page->full && page->wants == 0) {
         rv = engine_scan(&n->engine, &q, log_encode_entry, page, &more, e);
-        if (rv == 0 && page->full) {
+        if (rv == 0 && page->failed) {
             break;
         }
     }
+    *fits = !page->full && page->wants == 0;
     if (rv == 0 && page->failed) {
         rv = error_set(e, HEDGE_ENOMEM, "no memory for the answer");
-    } else if (rv == 0 && (page->full || page->len > GET_MAX_BYTES)) {
+    } else if (rv == HEDGE_ENOTFOUND || (rv == 0 && *fits && page->n == 0)) {
+        rv = error_set(e, HEDGE_ENOTFOUND, "there is no version of this key");
+    }
+    return rv;
+}
+
+/* An answer's part of the budget, until it has left. */
+struct get_hold {
+    struct hedge_node *node;
+    size_t bytes;
+};
+
+static void on_get_over(void *arg, bool gone)
+{
+    struct get_hold *h = arg;
+
+    (void)gone;
+    kv_release_read(h->node->kv, h->bytes);
+    mem_free(h);
+}
+
+/* What is not small waits for its part of the budget. */
+static int get_large(struct hedge_node *n, struct rpc_call *call,
+                     const Hedge__V1__LogGetRequest *m,
+                     struct log_encoder *page, struct hedge_error *e)
+{
+    struct get_hold *h = mem_calloc(1, sizeof *h);
+    bool fits = false;
+    int rv = h != NULL ? kv_reserve_read(n->kv, RPC_MESSAGE_MAX, GET_WAIT_MS, e)
+                       : error_set(e, HEDGE_ENOMEM, "no memory for a call");
+
+    if (rv != 0) {
+        mem_free(h);
+        return rv;
+    }
+    h->node = n;
+    h->bytes = RPC_MESSAGE_MAX;
+    log_encoder_release(page);
+    log_encoder_init(page, GET_MAX_BYTES, GET_MAX_BYTES);
+    rv = get_page(n, m, page, &fits, e);
+    if (rv == 0 && (!fits || page->len > GET_MAX_BYTES)) {
         rv = error_set(e, HEDGE_ETOOBIG,
                        "the versions do not fit a message of %zu bytes; use "
                        "Query",
                        RPC_MESSAGE_MAX);
-    } else if (rv == HEDGE_ENOTFOUND || (rv == 0 && page->n == 0)) {
-        rv = error_set(e, HEDGE_ENOTFOUND, "there is no version of this key");
     }
-    return rv;
+    if (rv != 0) {
+        on_get_over(h, false);
+        return rv;
+    }
+    kv_release_read(n->kv, h->bytes - page->len);
+    h->bytes = page->len;
+    rpc_call_watch(call, on_get_over, h);
+    return 0;
 }
 
 void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
@@ -381,15 +385,19 @@ void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
         pb_unpack(&hedge__v1__log_get_request__descriptor, req, len);
     struct hedge_error e = {0};
     struct log_encoder page;
+    bool fits = true;
     int rv;
 
     if (m == NULL) {
         rpc_fail(call, HEDGE_EPROTO, "not a LogGetRequest");
         return;
     }
-    log_encoder_init(&page, GET_MAX_BYTES, 0);
+    log_encoder_init(&page, GET_SMALL_BYTES, GET_SMALL_BYTES);
     rv = check_get(m, &e);
-    rv = rv == 0 ? run_get(n, m, &page, &e) : rv;
+    rv = rv == 0 ? get_page(n, m, &page, &fits, &e) : rv;
+    if (rv == 0 && !fits) {
+        rv = get_large(n, call, m, &page, &e);
+    }
     if (rv == 0) {
         rpc_reply(call, page.data, page.len);
     } else {
@@ -407,7 +415,7 @@ struct query {
     struct rpc_stream *stream;
     struct engine_query q;
     struct log_encoder page;
-    bool limited, more;
+    bool follow, limited, more;
     uint64_t reserved; /* Of the budget. */
 };
 
@@ -500,31 +508,60 @@ static int scan_page(struct query *q, struct hedge_error *e)
                : rv;
 }
 
-/* One step: a page is read and sent. A long value is waited for until the
- * budget has room for it. */
-static int step_query(struct query *q, struct hedge_error *e)
+static int take_memory(struct query *q, uint64_t bytes, uint64_t timeout_ms,
+                       struct hedge_error *e)
 {
-    size_t room = 0;
-    int rv = scan_page(q, e);
+    int rv = kv_reserve_read(q->node->kv, bytes, timeout_ms, e);
 
-    if (rv == 0 && q->page.n == 0 && q->page.wants > 0) {
-        room = q->page.wants;
-        rv = kv_reserve(q->node->kv, room, DEFAULT_MS, e);
-        if (rv != 0) {
-            return rv;
-        }
+    if (rv == 0) {
+        q->reserved = bytes;
+        log_encoder_init(&q->page, PAGE_BYTES, PIECE_BYTES);
+    }
+    return rv;
+}
+
+static void give_memory_back(struct query *q)
+{
+    if (q->reserved > 0) {
+        log_encoder_release(&q->page);
+        kv_release_read(q->node->kv, q->reserved);
+        q->reserved = 0;
+    }
+}
+
+/* The entry that no page has room for: wait until the budget has. */
+static int scan_large(struct query *q, struct hedge_error *e)
+{
+    size_t room = q->page.wants;
+    int rv;
+
+    give_memory_back(q);
+    rv = take_memory(q, room + PAGE_RESERVED, DEFAULT_MS, e);
+    if (rv == 0) {
         q->page.room = room;
         rv = scan_page(q, e);
         q->page.room = 0;
     }
-    if (rv == 0 && (q->page.n > 0 || !q->more)) {
+    return rv;
+}
+
+/* One step: a page is read and sent, also without entries: whoever asked knows
+ * then that the search goes on, and that it has gone is noticed. Who follows
+ * takes an empty page for the end. */
+static int step_query(struct query *q, struct hedge_error *e)
+{
+    int rv = scan_page(q, e);
+    bool large = rv == 0 && q->page.n == 0 && q->page.wants > 0;
+
+    if (large) {
+        rv = scan_large(q, e);
+    }
+    if (rv == 0 && (q->page.n > 0 || !q->more || !q->follow)) {
         rv = send_page(q);
     }
-    if (room > 0) {
-        mem_free(q->page.rest);
-        q->page.rest = NULL;
-        q->page.rest_cap = 0;
-        kv_release(q->node->kv, room);
+    if (rv == 0 && large) {
+        give_memory_back(q);
+        rv = take_memory(q, PAGE_RESERVED, DEFAULT_MS / 3, e);
     }
     return rv;
 }
@@ -548,18 +585,21 @@ static int run_query(struct query *q, struct hedge_error *e)
     return rv;
 }
 
+/* While there is nothing to be sent it holds no memory. */
 static int run_follow(struct query *q, struct hedge_error *e)
 {
     uint64_t last;
     int rv = run_query(q, e);
 
     while (rv == 0 && !at_limit(q)) {
+        give_memory_back(q);
         rv = kv_wait(q->node->kv, q->q.snapshot, FOLLOW_STEP_MS, &last, e);
         if (rpc_stream_is_cancelled(q->stream)) {
             return HEDGE_ECANCELED;
         }
-        if (rv == HEDGE_ETIMEDOUT) {
-            rv = 0;
+        rv = rv == 0 ? take_memory(q, PAGE_RESERVED, SEND_STEP_MS, e) : rv;
+        if (rv == HEDGE_ETIMEDOUT || rv == HEDGE_EEXHAUSTED) {
+            rv = 0; /* Nothing new, or others read at present. */
         } else if (rv == 0) {
             q->q.from_revision = q->q.snapshot + 1;
             q->q.resume_len = 0;
@@ -572,7 +612,7 @@ static int run_follow(struct query *q, struct hedge_error *e)
 static int serve_query(struct hedge_node *n, struct rpc_stream *s, bool follow,
                        struct hedge_error *e)
 {
-    struct query q = {.node = n, .stream = s};
+    struct query q = {.node = n, .stream = s, .follow = follow};
     Hedge__V1__LogQuery *m;
     struct rpc_msg msg;
     int rv = rpc_stream_recv(s, DEFAULT_MS, &msg, e);
@@ -588,17 +628,14 @@ static int serve_query(struct hedge_node *n, struct rpc_stream *s, bool follow,
     }
     rv = check_query(m, follow, e);
     if (rv == 0) {
-        rv = kv_reserve(n->kv, 2 * PAGE_BYTES, DEFAULT_MS / 3, e);
-        q.reserved = rv == 0 ? 2 * PAGE_BYTES : 0;
+        rv = take_memory(&q, PAGE_RESERVED, DEFAULT_MS / 3, e);
     }
     if (rv == 0) {
         to_query(m, &q.q);
         q.limited = m->limit != 0;
-        log_encoder_init(&q.page, PAGE_BYTES, PIECE_BYTES);
         rv = follow ? run_follow(&q, e) : run_query(&q, e);
-        log_encoder_release(&q.page);
     }
-    kv_release(n->kv, q.reserved);
+    give_memory_back(&q);
     pb_free(m);
     return rv;
 }

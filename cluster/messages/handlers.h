@@ -106,8 +106,8 @@ void handlers_use(struct handlers *h, enum handler_kind kind,
                   struct handlers_use *out);
 
 /* Run the stream handler of a kind on the calling thread, which is the
- * stream's own. HEDGE_EBUSY when `max` of them run. Where a handler fails with
- * no code of hedge's own, HEDGE_EHANDLER. */
+ * stream's own. HEDGE_EBUSY when `max` of them run; where the handler fails,
+ * HEDGE_EHANDLER with its text. */
 int handlers_run_stream(struct handlers *h, enum handler_kind kind,
                         struct hedge_stream *s, struct hedge_error *e);
 

@@ -29,7 +29,8 @@ struct target {
     struct delivery d;
     struct exchange *x;
     char id[MEMBER_ID_SIZE], address[TARGET_SIZE];
-    bool here; /* It is this node. */
+    bool here;      /* It is this node. */
+    uint64_t token; /* The last leader's that was known when it was chosen. */
 
     struct list link; /* x->ended */
     bool busy;        /* From the start of a call to its being taken. */
@@ -120,6 +121,7 @@ static bool known_route(struct target *t)
     if (known) {
         memcpy(t->id, n->route.id, sizeof t->id);
         memcpy(t->address, n->route.target, sizeof t->address);
+        t->token = n->route.token > t->token ? n->route.token : t->token;
     }
     pthread_mutex_unlock(&n->pub_lock);
     return known;
@@ -143,13 +145,16 @@ static void remember_route(const struct target *t)
 static void route_to_leader(struct target *t, uint64_t now_ms)
 {
     struct hedge_node *n = t->x->n;
-    struct hedge_leader l;
+    struct hedge_leader l = {.id = ""};
     struct hedge_error e;
+    bool known;
 
     if (t->hint[0] == '\0' && known_route(t)) {
         delivery_routed(&t->d, false);
         return;
     }
+    known = hedge_leader(n, &l) == 0;
+    t->token = known && l.token > t->token ? l.token : t->token;
     t->here = hedge_has_lock(n, NULL);
     if (t->here) {
         (void)snprintf(t->id, sizeof t->id, "%s", n->id);
@@ -161,7 +166,7 @@ static void route_to_leader(struct target *t, uint64_t now_ms)
         t->hint[0] = '\0';
         return;
     }
-    if (hedge_leader(n, &l) == 0 && strcmp(l.id, n->id) != 0) {
+    if (known && strcmp(l.id, n->id) != 0) {
         route_to(t, l.id, l.grpc_address);
         remember_route(t);
         return;
@@ -561,11 +566,19 @@ static void abandon_all(struct exchange *x, int code, const char *text)
     }
 }
 
-/* Now and then. */
-static void look(struct exchange *x, uint64_t now_ms)
+/* Does another node lead than the one that was chosen? That one may have been
+ * named by a node that knows more than this one does yet. */
+static bool is_led_by_another(const struct target *t)
 {
     struct hedge_leader l;
 
+    return hedge_leader(t->x->n, &l) == 0 && strcmp(l.id, t->id) != 0 &&
+           l.token > t->token;
+}
+
+/* Now and then. */
+static void look(struct exchange *x, uint64_t now_ms)
+{
     if (now_ms < x->look_ms) {
         return;
     }
@@ -574,8 +587,7 @@ static void look(struct exchange *x, uint64_t now_ms)
         abandon_all(x, HEDGE_ECLOSED, "the node stops");
     } else if (x->o->gone != NULL && x->o->gone(x->o->ctx)) {
         abandon_all(x, HEDGE_ECANCELED, "the sender has gone");
-    } else if (x->kind == HANDLER_LEADER && hedge_leader(x->n, &l) == 0 &&
-               strcmp(l.id, x->targets[0].id) != 0 &&
+    } else if (x->kind == HANDLER_LEADER && is_led_by_another(&x->targets[0]) &&
                delivery_leader_changed(&x->targets[0].d, now_ms)) {
         cancel(&x->targets[0]);
     }

@@ -445,6 +445,7 @@ static int add_piece(struct leg *l, Hedge__V1__StreamItem *item,
     if (rv == 0 && item->n_meta > META_MAX) {
         rv = error_set(e, HEDGE_EPROTO, "more than %d pairs", META_MAX);
     }
+    pb_drop_bytes(&item->data); /* What is kept of it is its pairs. */
     if (rv != 0 || l->first != NULL) {
         pb_free(item);
     } else {
@@ -476,7 +477,7 @@ static int leg_recv(struct leg *l, struct hedge_error *e)
         if (rv != 0) {
             return rv;
         }
-        item = pb_from_msg(&hedge__v1__stream_item__descriptor, &msg, e);
+        item = pb_from_msg_lean(&hedge__v1__stream_item__descriptor, &msg, e);
         rv = item != NULL ? add_piece(l, item, e) : e->code;
     } while (rv == HEDGE_EAGAIN);
     return rv;

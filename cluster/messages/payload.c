@@ -1,6 +1,6 @@
 #include "cluster/messages/payload.h"
 
-#include "cluster/foreign/fields.h"
+#include "cluster/fields.h"
 #include "cluster/rpc/rpc.h"
 
 #include "store/base/mem.h"

@@ -5,9 +5,10 @@
  *            caller's; keys and values of its meta are its own.
  * Threads:   one at a time.
  * Errors:    HEDGE_EPROTO: no such message, or a NUL in its meta;
- * HEDGE_ETOOBIG: more meta than there may be. Units:     bytes. Limits:
- * PAYLOAD_META_MAX entries, PAYLOAD_TEXT_MAX bytes of keys and values together,
- * terminators included. */
+ *            HEDGE_ETOOBIG: more meta than there may be.
+ * Units:     bytes.
+ * Limits:    PAYLOAD_META_MAX entries, PAYLOAD_TEXT_MAX bytes of keys and
+ *            values together, terminators included. */
 #ifndef CLUSTER_PAYLOAD_H
 #define CLUSTER_PAYLOAD_H
 

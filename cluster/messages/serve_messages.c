@@ -13,12 +13,14 @@
 #include <sys/random.h>
 
 #define PARTS_MAX 256
+#define PIECE_MS 60000 /* From one piece of a message to the next. */
 
 /* A message that is arriving, or a reply that is being fetched. */
 struct part {
     struct list link;
     bool is_reply;
-    uint64_t name, until_ms;
+    bool has_place; /* It is one of msg_parts.n, in the list or out of it. */
+    uint64_t name, until_ms, forget_ms;
     size_t at; /* A reply: what has been fetched. */
     char from[MEMBER_ID_SIZE];
     struct msg_buf buf;
@@ -27,7 +29,7 @@ struct part {
 struct msg_parts {
     pthread_mutex_t lock;
     struct list list;
-    unsigned n;
+    unsigned n; /* Places taken. */
     uint64_t next_name;
 };
 
@@ -45,8 +47,13 @@ int msg_parts_new(struct msg_parts **out)
     return 0;
 }
 
-static void part_free(struct part *p)
+static void part_free(struct msg_parts *parts, struct part *p)
 {
+    if (p->has_place) {
+        pthread_mutex_lock(&parts->lock);
+        parts->n--;
+        pthread_mutex_unlock(&parts->lock);
+    }
     msg_buf_release(&p->buf);
     mem_free(p);
 }
@@ -58,15 +65,14 @@ static void sweep(struct msg_parts *p, uint64_t now_ms)
     list_init(&dead);
     pthread_mutex_lock(&p->lock);
     list_foreach_safe (l, tmp, &p->list) {
-        if (container_of(l, struct part, link)->until_ms <= now_ms) {
+        if (container_of(l, struct part, link)->forget_ms <= now_ms) {
             list_remove(l);
             list_push(&dead, l);
-            p->n--;
         }
     }
     pthread_mutex_unlock(&p->lock);
     while ((l = list_pop(&dead)) != NULL) {
-        part_free(container_of(l, struct part, link));
+        part_free(p, container_of(l, struct part, link));
     }
 }
 
@@ -99,7 +105,7 @@ static struct part *part_new(struct hedge_node *n, bool is_reply,
     return p;
 }
 
-/* Out of the table, so that nobody else has it meanwhile. */
+/* Out of the table, so that nobody else has it meanwhile; its place is kept. */
 static struct part *part_take(struct msg_parts *p, bool is_reply,
                               const char *from, uint64_t name)
 {
@@ -114,7 +120,6 @@ static struct part *part_take(struct msg_parts *p, bool is_reply,
             strcmp(c->from, from) == 0) {
             found = c;
             list_remove(l);
-            p->n--;
             break;
         }
     }
@@ -122,16 +127,23 @@ static struct part *part_take(struct msg_parts *p, bool is_reply,
     return found;
 }
 
-/* False: there are too many. */
+/* False: there are too many; never for one that was taken out. The sender of a
+ * message sends piece after piece, or has died; whoever fetches a reply may
+ * have to wait for room. */
 static bool part_put(struct msg_parts *p, struct part *c)
 {
+    uint64_t idle_ms = clock_mono_ms() + PIECE_MS;
     bool room;
 
+    c->forget_ms = c->is_reply || c->until_ms < idle_ms ? c->until_ms : idle_ms;
     pthread_mutex_lock(&p->lock);
-    room = p->n < PARTS_MAX;
-    if (room) {
-        list_push(&p->list, &c->link);
+    if (!c->has_place && p->n < PARTS_MAX) {
+        c->has_place = true;
         p->n++;
+    }
+    room = c->has_place;
+    if (room) { /* From here on it may be somebody else's. */
+        list_push(&p->list, &c->link);
     }
     pthread_mutex_unlock(&p->lock);
     return room;
@@ -216,7 +228,7 @@ static void hold(struct inbound *in, struct msg_buf *reply)
     m.held = p->name;
     m.len = p->buf.len;
     if (!part_put(parts, p)) {
-        part_free(p);
+        part_free(parts, p);
         rpc_fail(in->call, HEDGE_EEXHAUSTED,
                  "too many long replies wait to be fetched");
         return;
@@ -279,7 +291,7 @@ static Hedge__V1__DeliverRequest *unpack(struct rpc_call *call, const void *req,
                                          size_t len)
 {
     Hedge__V1__DeliverRequest *m =
-        pb_unpack(&hedge__v1__deliver_request__descriptor, req, len);
+        pb_unpack_lean(&hedge__v1__deliver_request__descriptor, req, len);
 
     if (m == NULL || m->kind >= HANDLER_KINDS ||
         strlen(m->from) >= MEMBER_ID_SIZE) {
@@ -350,7 +362,7 @@ static int begin_part(struct hedge_node *n, const Hedge__V1__DeliverRequest *m,
                          (unsigned long long)m->len)
              : msg_buf_reserve(&p->buf, (size_t)m->len, 0, e);
     if (rv != 0) {
-        part_free(p);
+        part_free(n->parts, p);
         return rv;
     }
     *out = p;
@@ -365,7 +377,7 @@ static int add_piece(struct hedge_node *n, const Hedge__V1__DeliverRequest *m,
 
     *out = NULL;
     if (p != NULL && m->offset == 0) {
-        part_free(p);
+        part_free(n->parts, p);
         p = NULL;
     }
     if (m->offset == 0) {
@@ -380,12 +392,12 @@ static int add_piece(struct hedge_node *n, const Hedge__V1__DeliverRequest *m,
     }
     if (m->offset != p->buf.len || m->data.len > m->len - m->offset ||
         m->data.len == 0 || m->data.len > MESSAGING_PIECE) {
-        part_free(p);
+        part_free(n->parts, p);
         return error_set(e, HEDGE_EPROTO, "a piece that does not fit");
     }
     rv = msg_buf_append(&p->buf, m->data.data, m->data.len);
     if (rv != 0) {
-        part_free(p);
+        part_free(n->parts, p);
         return error_set(e, rv, "no memory for a message");
     }
     *out = p;
@@ -407,11 +419,11 @@ void serve_put(struct rpc_call *call, void *ctx, const void *req, size_t len)
         refuse(n, call, &e);
     } else if (p->buf.len == m->len) {
         deliver(n, call, m, &p->buf);
-        part_free(p);
+        part_free(n->parts, p);
     } else if (part_put(n->parts, p)) {
         answer_bytes(call, &nothing, 0, 0);
     } else {
-        part_free(p);
+        part_free(n->parts, p);
         (void)error_set(&e, HEDGE_EEXHAUSTED,
                         "node %s has %d messages that arrive in pieces", n->id,
                         PARTS_MAX);
@@ -437,7 +449,7 @@ static void fetch_piece(struct hedge_node *n, struct rpc_call *call,
     rv = pb_pack(&m.base, &buf);
     p->at += left;
     if (rv != 0 || p->at == p->buf.len || !part_put(n->parts, p)) {
-        part_free(p);
+        part_free(n->parts, p);
     }
     if (rv != 0) {
         rpc_fail(call, rv, "no memory for a piece of the reply");
@@ -466,7 +478,7 @@ void serve_fetch(struct rpc_call *call, void *ctx, const void *req, size_t len)
         p = NULL;
     }
     if (p != NULL) {
-        part_free(p);
+        part_free(n->parts, p);
     }
     pb_free(m);
 }

@@ -73,16 +73,18 @@ typedef ProtobufCBinaryData *(*data_fn)(void *m);
 
 /* Room for what is announced is awaited at once; for more it is not, or those
  * who have a part of what they need would wait for each other. */
-static int add_data(struct msg_buf *buf, const ProtobufCBinaryData *data,
+static int add_data(struct msg_buf *buf, ProtobufCBinaryData *data,
                     struct hedge_error *e)
 {
     int rv = msg_buf_reserve(buf, buf->len + data->len, 0, e);
 
-    return rv != 0 ? rv : msg_buf_append(buf, data->data, data->len);
+    rv = rv != 0 ? rv : msg_buf_append(buf, data->data, data->len);
+    pb_drop_bytes(data); /* The request lives on; nobody counts these. */
+    return rv;
 }
 
 static int begin_data(struct msg_buf *buf, uint64_t announced,
-                      const ProtobufCBinaryData *data, uint64_t until_ms,
+                      ProtobufCBinaryData *data, uint64_t until_ms,
                       struct hedge_error *e)
 {
     size_t len = announced > data->len ? (size_t)announced : data->len;
@@ -105,7 +107,7 @@ static int receive_rest(struct rpc_stream *s,
         if (rv != 0) {
             return rv == HEDGE_EEND ? 0 : rv;
         }
-        m = pb_from_msg(type, &msg, e);
+        m = pb_from_msg_lean(type, &msg, e);
         if (m == NULL) {
             return HEDGE_EPROTO;
         }
@@ -144,7 +146,7 @@ static void *receive_first(struct rpc_stream *s,
                   : *rv;
         return NULL;
     }
-    m = pb_from_msg(type, &msg, e);
+    m = pb_from_msg_lean(type, &msg, e);
     *rv = m == NULL ? HEDGE_EPROTO : 0;
     return m;
 }
@@ -197,7 +199,7 @@ static int send_reply(struct rpc_stream *s, const struct hedge_reply *r)
 }
 
 static int forward(struct hedge_node *n, struct rpc_stream *s,
-                   const Hedge__V1__SendRequest *first, struct msg_buf *buf,
+                   Hedge__V1__SendRequest *first, struct msg_buf *buf,
                    struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + time_for(s, first->timeout_ms);
@@ -298,7 +300,7 @@ static bool passing_gone(void *ctx)
 }
 
 static int spread(struct hedge_node *n, struct rpc_stream *s,
-                  const Hedge__V1__BroadcastRequest *first, struct msg_buf *buf,
+                  Hedge__V1__BroadcastRequest *first, struct msg_buf *buf,
                   struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + time_for(s, first->timeout_ms);

@@ -29,7 +29,7 @@ static Hedge__V1__StreamItem *receive_open(struct rpc_stream *s, int *rv,
                   : *rv;
         return NULL;
     }
-    item = pb_from_msg(&hedge__v1__stream_item__descriptor, &msg, e);
+    item = pb_from_msg_lean(&hedge__v1__stream_item__descriptor, &msg, e);
     if (item == NULL || item->open == NULL ||
         item->open->kind >= HANDLER_KINDS ||
         strlen(item->open->from) >= MEMBER_ID_SIZE) {
@@ -110,32 +110,42 @@ static void *relay_back(void *arg)
     return NULL;
 }
 
+/* As long as the client is there and the far end is not over. */
+static int relay_one(struct relay *r, const struct hedge_message *m)
+{
+    int rv;
+
+    do {
+        rv = hedge_stream_send(r->far, m, STEP_MS);
+    } while (rv == HEDGE_ETIMEDOUT && !atomic_load(&r->over) &&
+             !rpc_stream_is_cancelled(r->client));
+    return rv;
+}
+
 /* From the client to the handlers. */
 static int relay_forth(struct relay *r, struct hedge_error *e)
 {
     struct hedge_message m;
-    int rv = 0;
+    int rv = 0, sent = 0;
 
-    while (rv == 0 && !atomic_load(&r->over)) {
+    while (rv == 0 && sent == 0 && !atomic_load(&r->over)) {
         rv = hedge_stream_recv(r->near, STEP_MS, &m, e);
-        if (rv == HEDGE_ETIMEDOUT && !rpc_stream_is_cancelled(r->client)) {
+        if (rv == 0) {
+            sent = relay_one(r, &m);
+        } else if (rv == HEDGE_ETIMEDOUT &&
+                   !rpc_stream_is_cancelled(r->client)) {
             rv = 0;
-            continue;
-        }
-        while (rv == 0 && !atomic_load(&r->over)) {
-            rv = hedge_stream_send(r->far, &m, STEP_MS);
-            if (rv != HEDGE_ETIMEDOUT) {
-                break;
-            }
-            rv = rpc_stream_is_cancelled(r->client) ? HEDGE_ECANCELED : 0;
         }
     }
     if (rv == HEDGE_EEND) {
         (void)hedge_stream_close_send(r->far);
         return 0;
     }
+    if (rv == 0 && rpc_stream_is_cancelled(r->client)) {
+        return error_set(e, HEDGE_ECANCELED, "the client has gone");
+    }
     /* Where the far end does not take any more, receiving from it says why. */
-    return rpc_stream_is_cancelled(r->client) ? rv : 0;
+    return rv;
 }
 
 static int relay_run(struct relay *r, struct hedge_error *e)

@@ -105,6 +105,14 @@ void rpc_args_common(struct rpc_args *a);
 int rpc_listen(grpc_server *server, const char *address, unsigned *port,
                struct hedge_error *e);
 
+/* Looks after the sockets that a server listens on (accept.c). To be freed
+ * before the server is shut down; NULL is fine. */
+struct rpc_acceptor;
+int rpc_acceptor_new(grpc_server *server, const char *const *addresses,
+                     const unsigned *ports, unsigned n,
+                     struct rpc_acceptor **out);
+void rpc_acceptor_free(struct rpc_acceptor *a);
+
 /* A connected socket, non-blocking (connect.c). */
 int rpc_connect(const char *target, uint64_t until_ns, int *out,
                 struct hedge_error *e);

@@ -43,6 +43,7 @@ struct method {
 
 struct rpc_server {
     grpc_server *server;
+    struct rpc_acceptor *acceptor;
     struct pool *pool;
     void *ctx;
     unsigned streams_max;
@@ -729,7 +730,9 @@ static int server_start(struct rpc_server *s,
     if (take_starved(s)) {
         return error_set(e, HEDGE_ENOMEM, "no memory for a server");
     }
-    return 0;
+    rv = rpc_acceptor_new(s->server, o->addresses, s->ports, o->n_addresses,
+                          &s->acceptor);
+    return rv == 0 ? 0 : error_set(e, rv, "no thread for a server");
 }
 
 int rpc_server_new(const struct rpc_server_options *o, struct rpc_server **out,
@@ -815,6 +818,7 @@ void rpc_server_free(struct rpc_server *s, uint64_t grace_ms)
     pthread_mutex_lock(&s->lock);
     s->stopping = true;
     pthread_mutex_unlock(&s->lock);
+    rpc_acceptor_free(s->acceptor);
     RPC_TAG_PUT(&s->shutdown_tag);
     grpc_server_shutdown_and_notify(s->server, rpc_queue(), &s->shutdown_tag);
     pthread_mutex_lock(&s->lock);

@@ -363,21 +363,13 @@ int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out)
 {
     grpc_byte_buffer *message;
     grpc_op op;
-    int rv;
+    int rv = message_new(out, &message);
 
     assert(s->magic == RPC_STREAM_MAGIC);
-    if (out->head_len > RPC_MESSAGE_MAX ||
-        out->body_len > RPC_MESSAGE_MAX - out->head_len) {
-        rpc_out_release(out);
-        return HEDGE_ETOOBIG;
+    if (rv != 0) {
+        return rv;
     }
-    message = rpc_buffer_from_out(out);
-    if (message == NULL) {
-        return HEDGE_ENOMEM;
-    }
-    memset(&op, 0, sizeof op);
-    op.op = GRPC_OP_SEND_MESSAGE;
-    op.data.send_message.send_message = message;
+    send_op(&op, message);
     pthread_mutex_lock(&s->lock);
     rv = s->send_closed    ? HEDGE_ECLOSED
          : s->send.pending ? HEDGE_EAGAIN
@@ -388,9 +380,7 @@ int rpc_stream_try_send(struct rpc_stream *s, const struct rpc_out *out)
         message = NULL;
     }
     pthread_mutex_unlock(&s->lock);
-    if (message != NULL) {
-        grpc_byte_buffer_destroy(message);
-    }
+    grpc_byte_buffer_destroy(message);
     return rv;
 }
 

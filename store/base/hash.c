@@ -24,12 +24,12 @@ static XXH3_state_t *state_of(struct hash *h)
 
 uint64_t hash64(const void *data, size_t len)
 {
-    return XXH3_64bits(data, len);
+    return len <= HASH_SHORT ? hash64_short(data, len) : XXH3_64bits(data, len);
 }
 
 uint32_t hash32(const void *data, size_t len)
 {
-    return (uint32_t)XXH3_64bits(data, len);
+    return (uint32_t)hash64(data, len);
 }
 
 struct hash128 hash128_of(const void *data, size_t len)

@@ -15,6 +15,10 @@
 #define HASH_STEP ((size_t)32 << 10)
 
 uint64_t hash64(const void *data, size_t len);
+/* hash64() uses it for up to HASH_SHORT bytes; the same for any length, but
+ * slow beyond. */
+#define HASH_SHORT 240
+uint64_t hash64_short(const void *data, size_t len);
 
 /* The low 32 bits of hash64(): header sums. */
 uint32_t hash32(const void *data, size_t len);

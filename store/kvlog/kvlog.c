@@ -75,6 +75,7 @@ int kvlog_open(MDB_txn *txn, MDB_dbi meta, const char *group, bool create,
         unsigned flags;
         MDB_dbi *dbi;
     } tables[KVLOG_TABLES] = {{"log", MDB_INTEGERKEY, &out->log},
+                              {"leaders", MDB_INTEGERKEY, &out->leaders},
                               {"index", 0, &out->index},
                               {"hidden", MDB_INTEGERKEY, &out->hidden},
                               {"requests", 0, &out->requests},
@@ -126,20 +127,36 @@ int kvlog_put_state(MDB_txn *txn, const struct kvlog *l,
     return rc != 0 ? kvlog_error(e, rc, l->state_key) : 0;
 }
 
-int kvlog_check_term(struct kvlog_state *s, uint64_t token, bool *changed,
+/* Rows name the token alone. */
+static int put_leader(MDB_txn *txn, const struct kvlog *l,
+                      const struct kvlog_writer *w, struct hedge_error *e)
+{
+    unsigned char row[LEADER_SUM + KVLOG_LEADER_MAX + 1];
+    size_t len = kvlog_leader_encode(w->leader, row);
+    MDB_val key = kvlog_val(&w->token, sizeof w->token), val;
+    int rc;
+
+    val = kvlog_val(row, len);
+    rc = mdb_put(txn, l->leaders, &key, &val, 0);
+    return rc != 0 ? kvlog_error(e, rc, "leaders") : 0;
+}
+
+int kvlog_check_term(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
+                     const struct kvlog_writer *w, bool *changed,
                      struct hedge_error *e)
 {
-    if (token < s->term) {
+    if (w->token < s->term) {
         return error_set(e, HEDGE_EFENCED,
                          "token %llu is stale, a leader with %llu has written",
-                         (unsigned long long)token,
+                         (unsigned long long)w->token,
                          (unsigned long long)s->term);
     }
-    if (token > s->term) {
-        s->term = token;
-        *changed = true;
+    if (w->token == s->term) {
+        return 0;
     }
-    return 0;
+    s->term = w->token;
+    *changed = true;
+    return put_leader(txn, l, w, e);
 }
 
 /* --- removing ---------------------------------------------------------------
@@ -396,13 +413,13 @@ static int put_row(MDB_txn *txn, const struct kvlog *l,
     uint64_t revision = p->revision;
     size_t len = kvlog_index_key(p->key, p->key_len, revision, row_key);
     MDB_val key = kvlog_val(&revision, sizeof revision);
-    MDB_val val = {.mv_size = kvlog_row_size(p, strlen(w->leader))};
+    MDB_val val = {.mv_size = kvlog_row_size(p)};
     int rc = mdb_put(txn, l->log, &key, &val, MDB_APPEND | MDB_RESERVE);
 
     if (rc != 0) {
         return kvlog_error(e, rc == MDB_KEYEXIST ? MDB_CORRUPTED : rc, "log");
     }
-    kvlog_row_encode(p, w, val.mv_data);
+    kvlog_row_encode(p, w->token, val.mv_data);
     kvlog_index_value(row_key, len, 0, value);
     key = kvlog_val(row_key, len);
     val = kvlog_val(value, sizeof value);
@@ -469,7 +486,7 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
     assert(strlen(w->leader) <= KVLOG_LEADER_MAX);
     *changed = false;
     if (rv == 0) {
-        rv = kvlog_check_term(&s, w->token, changed, e);
+        rv = kvlog_check_term(txn, l, &s, w, changed, e);
     }
     if (rv != 0) {
         return rv;

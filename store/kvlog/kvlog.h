@@ -1,12 +1,12 @@
 /* kvlog.h - the log's storage: a table of versions in LMDB, inside transactions
  * that the caller gives it.
  *
- * Five tables for each group. `log` holds the versions by revision, `index`
- * finds the revisions of a key, `hidden` names those that have been replaced
- * for good, `requests` the ids of puts that may be repeated, and `expiry` says
- * when ids and hidden versions can go. One row, the state, has the last
- * revision and time, the floor of compaction, and the term: the highest
- * fencing token that has written.
+ * Six tables for each group. `log` holds the versions by revision, `leaders`
+ * who wrote under which token, `index` finds the revisions of a key, `hidden`
+ * names those that have been replaced for good, `requests` the ids of puts that
+ * may be repeated, and `expiry` says when ids and hidden versions can go. One
+ * row, the state, has the last revision and time, the floor of compaction, and
+ * the term: the highest fencing token that has written.
  *
  * A version that is replaced stays, marked, as long as a request id does: an
  * answer that is given in pages and began before goes on to see it.
@@ -36,7 +36,7 @@
 #define KVLOG_VALUE_MAX ((size_t)16 << 20)
 #define KVLOG_LEADER_MAX 263u
 #define KVLOG_REQUEST_SIZE 16
-#define KVLOG_TABLES 5        /* Named databases a group takes. */
+#define KVLOG_TABLES 6        /* Named databases a group takes. */
 #define KVLOG_KEEP_MS 600000u /* Request ids, and versions that are hidden. */
 
 /* Keys of the cluster's own: without `reserved` no query sees them. */
@@ -47,7 +47,7 @@ size_t kvlog_key_cost(const void *key, size_t len);
 
 struct kvlog {
     MDB_dbi meta; /* The unnamed database. */
-    MDB_dbi log, index, hidden, requests, expiry;
+    MDB_dbi log, leaders, index, hidden, requests, expiry;
     char state_key[272];
 };
 
@@ -100,7 +100,7 @@ struct kvlog_entry {
     const void *value;
     size_t value_len;
     uint64_t revision, timestamp_ms, token;
-    const char *leader; /* Terminated; lives until the callback returns. */
+    const char *leader;
 };
 
 #define KVLOG_RESUME_MAX 528
@@ -172,7 +172,8 @@ struct kvlog_compaction {
 };
 
 /* One bounded step in a write transaction; the first one raises the floor. */
-int kvlog_compact(MDB_txn *txn, const struct kvlog *l, uint64_t token,
-                  struct kvlog_compaction *c, struct hedge_error *e);
+int kvlog_compact(MDB_txn *txn, const struct kvlog *l,
+                  const struct kvlog_writer *w, struct kvlog_compaction *c,
+                  struct hedge_error *e);
 
 #endif

@@ -120,8 +120,9 @@ static int compact_rows(MDB_txn *txn, const struct kvlog *l, MDB_cursor *index,
     return 0;
 }
 
-int kvlog_compact(MDB_txn *txn, const struct kvlog *l, uint64_t token,
-                  struct kvlog_compaction *c, struct hedge_error *e)
+int kvlog_compact(MDB_txn *txn, const struct kvlog *l,
+                  const struct kvlog_writer *w, struct kvlog_compaction *c,
+                  struct hedge_error *e)
 {
     struct kvlog_state s;
     bool changed = false;
@@ -131,7 +132,7 @@ int kvlog_compact(MDB_txn *txn, const struct kvlog *l, uint64_t token,
     c->removed = 0;
     c->done = false;
     c->keep = c->keep > 0 ? c->keep : 1;
-    rv = rv != 0 ? rv : kvlog_check_term(&s, token, &changed, e);
+    rv = rv != 0 ? rv : kvlog_check_term(txn, l, &s, w, &changed, e);
     if (rv == 0 && c->at_len == 0) {
         rv = set_point(txn, l, c, &s, e);
         if (rv == 0 && c->point > s.floor) {

@@ -5,23 +5,20 @@
  * another; then comes the revision, big-endian.
  *
  * A row of `log`, little-endian, by revision (MDB_INTEGERKEY):
- *    0 head_sum 4   low half of XXH3 of all from here to the value
- *    4 format 1     1
- *    5 flags 1      0
- *    6 key_len 2
- *    8 leader_len 2
- *   10 zero 2
+ *    0 sum 8        XXH3 of all that follows, plus a multiple of the revision
+ *    8 format 1     1
+ *    9 flags 1      1: the value has a sum of its own, and is not in the first
+ *   10 key_len 2
  *   12 value_len 4
- *   16 revision 8
- *   24 timestamp 8
- *   32 token 8
- *   40 value_sum 8  XXH3 of the value
- *   48 key, leader, value
- * A row of `index` by (key, revision): hidden_by 8 (0: visible), sum 8 (XXH3
- * of key and hidden_by). `hidden`: revision -> hidden_by 8. `requests`: id ->
- * revision 8, timestamp 8, sum 8 (of id and both). `expiry`, by (timestamp,
- * revision, kind) big-endian: a request id, or the key of a row of `index`.
- * The state: five numbers of 8 and their sum.
+ *   16 timestamp 8
+ *   24 token 8
+ *   32 key, value, value_sum 8 (with the flag: values over KVLOG_APART)
+ * A row of `leaders`, by token: sum 8 of the rest, name, terminator. A row of
+ * `index` by (key, revision): hidden_by 8 (0: visible), sum 8 (XXH3 of key and
+ * hidden_by). `hidden`: revision -> hidden_by 8. `requests`: id -> revision 8,
+ * timestamp 8, sum 8 (of id and both). `expiry`, by (timestamp, revision, kind)
+ * big-endian: a request id, or the key of a row of `index`. The state: five
+ * numbers of 8 and their sum.
  *
  * Ownership: see kvlog.h.
  * Threads:   see kvlog.h.
@@ -37,24 +34,25 @@
 #define KVLOG_ROW_KEY_MAX (KVLOG_ESCAPED_MAX + 8)
 
 enum {
-    ROW_HEAD_SUM = 0,
-    ROW_FORMAT = 4,
-    ROW_FLAGS = 5,
-    ROW_KEY_LEN = 6,
-    ROW_LEADER_LEN = 8,
-    ROW_ZERO = 10,
+    ROW_SUM = 0,
+    ROW_FORMAT = 8,
+    ROW_FLAGS = 9,
+    ROW_KEY_LEN = 10,
     ROW_VALUE_LEN = 12,
-    ROW_REVISION = 16,
-    ROW_TIMESTAMP = 24,
-    ROW_TOKEN = 32,
-    ROW_VALUE_SUM = 40,
-    ROW_HEAD = 48,
+    ROW_TIMESTAMP = 16,
+    ROW_TOKEN = 24,
+    ROW_HEAD = 32,
     INDEX_VALUE = 16,
     REQUEST_VALUE = 24,
     EXPIRY_KEY = 17,
     STATE_VALUE = 48,
+    LEADER_SUM = 8,
 };
 #define ROW_FORMAT_1 1
+#define ROW_APART 1
+/* Above that a row that is only looked at, and not asked for, need not be
+ * hashed whole. */
+#define KVLOG_APART 1024u
 
 enum expiry_kind { EXPIRY_REQUEST, EXPIRY_HIDDEN };
 
@@ -74,20 +72,25 @@ void kvlog_index_value(const void *row_key, size_t len, uint64_t hidden_by,
 bool kvlog_index_decode(const MDB_val *key, const MDB_val *val,
                         uint64_t *hidden_by);
 
-size_t kvlog_row_size(const struct kvlog_put *p, size_t leader_len);
-void kvlog_row_encode(const struct kvlog_put *p, const struct kvlog_writer *w,
+size_t kvlog_row_size(const struct kvlog_put *p);
+void kvlog_row_encode(const struct kvlog_put *p, uint64_t token,
                       unsigned char *out);
 
 struct kvlog_row {
-    const unsigned char *key, *value;
-    const char *leader; /* Not terminated. */
-    size_t key_len, value_len, leader_len;
-    uint64_t revision, timestamp_ms, token, value_sum;
+    const unsigned char *key, *value; /* One behind the other. */
+    size_t key_len, value_len;
+    uint64_t revision, timestamp_ms, token;
+    bool apart; /* The value has not been checked: kvlog_row_check(). */
 };
-/* The head and its sum alone; the value's is kvlog_row_check(). */
 bool kvlog_row_decode(const void *data, size_t size, uint64_t revision,
                       struct kvlog_row *out);
 bool kvlog_row_check(const struct kvlog_row *row);
+
+/* The row of a leader; NULL: it does not match its checksum. */
+const char *kvlog_leader_decode(const void *data, size_t size);
+size_t
+kvlog_leader_encode(const char *name,
+                    unsigned char out[LEADER_SUM + KVLOG_LEADER_MAX + 1]);
 
 void kvlog_state_encode(const struct kvlog_state *s,
                         unsigned char out[STATE_VALUE]);
@@ -112,7 +115,8 @@ static inline MDB_val kvlog_val(const void *data, size_t len)
 int kvlog_put_state(MDB_txn *txn, const struct kvlog *l,
                     const struct kvlog_state *s, struct hedge_error *e);
 /* Compare the token with the term, and raise it. */
-int kvlog_check_term(struct kvlog_state *s, uint64_t token, bool *changed,
+int kvlog_check_term(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
+                     const struct kvlog_writer *w, bool *changed,
                      struct hedge_error *e);
 /* Remove a version from `log`, `index` and `hidden`; one that is not there is
  * fine. */
@@ -120,6 +124,10 @@ int kvlog_remove(MDB_txn *txn, const struct kvlog *l, const void *row_key,
                  size_t len, uint64_t revision, struct hedge_error *e);
 
 /* --- kvlog_scan.c --- */
+
+/* What finding a row by its revision costs, in rows that are walked over. Tests
+ * set it, before there are threads: 0 makes every prefix a rare one. */
+extern unsigned kvlog_find_cost;
 
 /* The first revision with a timestamp of `ms` or later; one after the last
  * when there is none. */

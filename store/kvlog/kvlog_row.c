@@ -6,10 +6,13 @@
 #include <assert.h>
 #include <string.h>
 
-static_assert(ROW_VALUE_SUM + 8 == ROW_HEAD, "the row's layout");
+static_assert(ROW_TOKEN + 8 == ROW_HEAD, "the row's layout");
 static_assert(KVLOG_ROW_KEY_MAX <= 511, "LMDB's longest key");
 
 #define TERMINATOR 2
+#define VALUE_SUM 8
+/* Makes a row that has got to another place a damaged one. */
+#define PLACE 0x9e3779b97f4a7c15u
 
 bool kvlog_is_reserved(const void *key, size_t len)
 {
@@ -113,67 +116,101 @@ bool kvlog_index_decode(const MDB_val *key, const MDB_val *val,
 /* --- rows of the log --------------------------------------------------------
  */
 
-size_t kvlog_row_size(const struct kvlog_put *p, size_t leader_len)
+size_t kvlog_row_size(const struct kvlog_put *p)
 {
-    return ROW_HEAD + p->key_len + leader_len + p->value_len;
+    return ROW_HEAD + p->key_len + p->value_len +
+           (p->value_len > KVLOG_APART ? VALUE_SUM : 0);
 }
 
-void kvlog_row_encode(const struct kvlog_put *p, const struct kvlog_writer *w,
+/* What the first sum is over, from ROW_FORMAT on. */
+static size_t summed(size_t key_len, size_t value_len, bool apart)
+{
+    return ROW_HEAD - ROW_FORMAT + key_len + (apart ? 0 : value_len);
+}
+
+void kvlog_row_encode(const struct kvlog_put *p, uint64_t token,
                       unsigned char *out)
 {
-    size_t leader = strlen(w->leader), head = ROW_HEAD + p->key_len + leader;
+    unsigned char *value = out + ROW_HEAD + p->key_len;
+    bool apart = p->value_len > KVLOG_APART;
 
     assert(p->key_len > 0 && p->key_len <= KVLOG_KEY_MAX);
-    assert(leader <= KVLOG_LEADER_MAX && p->value_len <= KVLOG_VALUE_MAX);
-    memset(out, 0, ROW_HEAD);
+    assert(p->value_len <= KVLOG_VALUE_MAX);
     out[ROW_FORMAT] = ROW_FORMAT_1;
+    out[ROW_FLAGS] = apart ? ROW_APART : 0;
     put_le16(out + ROW_KEY_LEN, (uint16_t)p->key_len);
-    put_le16(out + ROW_LEADER_LEN, (uint16_t)leader);
     put_le32(out + ROW_VALUE_LEN, (uint32_t)p->value_len);
-    put_le64(out + ROW_REVISION, p->revision);
     put_le64(out + ROW_TIMESTAMP, p->timestamp_ms);
-    put_le64(out + ROW_TOKEN, w->token);
+    put_le64(out + ROW_TOKEN, token);
     memcpy(out + ROW_HEAD, p->key, p->key_len);
-    memcpy(out + ROW_HEAD + p->key_len, w->leader, leader);
     if (p->value_len > 0) {
-        memcpy(out + head, p->value, p->value_len);
+        memcpy(value, p->value, p->value_len);
     }
-    put_le64(out + ROW_VALUE_SUM, hash64(out + head, p->value_len));
-    put_le32(out, hash32(out + ROW_FORMAT, head - ROW_FORMAT));
+    if (apart) {
+        put_le64(value + p->value_len, hash64(value, p->value_len));
+    }
+    put_le64(out + ROW_SUM,
+             hash64(out + ROW_FORMAT, summed(p->key_len, p->value_len, apart)) +
+                 p->revision * PLACE);
 }
 
 bool kvlog_row_decode(const void *data, size_t size, uint64_t revision,
                       struct kvlog_row *out)
 {
     const unsigned char *p = data;
-    size_t head;
 
-    if (size < ROW_HEAD) {
+    if (size < ROW_HEAD || p[ROW_FORMAT] != ROW_FORMAT_1) {
         return false;
     }
     out->key_len = get_le16(p + ROW_KEY_LEN);
-    out->leader_len = get_le16(p + ROW_LEADER_LEN);
     out->value_len = get_le32(p + ROW_VALUE_LEN);
-    head = ROW_HEAD + out->key_len + out->leader_len;
-    if (p[ROW_FORMAT] != ROW_FORMAT_1 || out->key_len == 0 ||
-        out->key_len > KVLOG_KEY_MAX || out->leader_len > KVLOG_LEADER_MAX ||
-        out->value_len > KVLOG_VALUE_MAX || size != head + out->value_len ||
-        get_le32(p) != hash32(p + ROW_FORMAT, head - ROW_FORMAT)) {
+    out->apart = out->value_len > KVLOG_APART;
+    if (out->key_len == 0 || out->key_len > KVLOG_KEY_MAX ||
+        out->value_len > KVLOG_VALUE_MAX ||
+        p[ROW_FLAGS] != (out->apart ? ROW_APART : 0) ||
+        size != ROW_HEAD + out->key_len + out->value_len +
+                    (out->apart ? VALUE_SUM : 0) ||
+        get_le64(p + ROW_SUM) !=
+            hash64(p + ROW_FORMAT,
+                   summed(out->key_len, out->value_len, out->apart)) +
+                revision * PLACE) {
         return false;
     }
     out->key = p + ROW_HEAD;
-    out->leader = (const char *)p + ROW_HEAD + out->key_len;
-    out->value = p + head;
-    out->revision = get_le64(p + ROW_REVISION);
+    out->value = out->key + out->key_len;
+    out->revision = revision;
     out->timestamp_ms = get_le64(p + ROW_TIMESTAMP);
     out->token = get_le64(p + ROW_TOKEN);
-    out->value_sum = get_le64(p + ROW_VALUE_SUM);
-    return out->revision == revision;
+    return true;
 }
 
 bool kvlog_row_check(const struct kvlog_row *row)
 {
-    return hash64(row->value, row->value_len) == row->value_sum;
+    return !row->apart || get_le64(row->value + row->value_len) ==
+                              hash64(row->value, row->value_len);
+}
+
+size_t kvlog_leader_encode(const char *name,
+                           unsigned char out[LEADER_SUM + KVLOG_LEADER_MAX + 1])
+{
+    size_t len = strlen(name) + 1;
+
+    assert(len <= KVLOG_LEADER_MAX + 1);
+    memcpy(out + LEADER_SUM, name, len);
+    put_le64(out, hash64(out + LEADER_SUM, len));
+    return LEADER_SUM + len;
+}
+
+const char *kvlog_leader_decode(const void *data, size_t size)
+{
+    const char *p = data;
+
+    if (size <= LEADER_SUM || size > LEADER_SUM + KVLOG_LEADER_MAX + 1 ||
+        p[size - 1] != '\0' ||
+        get_le64(p) != hash64(p + LEADER_SUM, size - LEADER_SUM)) {
+        return NULL;
+    }
+    return p + LEADER_SUM;
 }
 
 /* --- the small ones ---------------------------------------------------------

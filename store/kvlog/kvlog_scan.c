@@ -20,7 +20,9 @@
 
 #define EXAMINED_MAX 65536u /* Rows a page looks at. */
 #define PICKED_MAX 4096u    /* Entries of a page of PICK. */
-#define STEPS_MAX 8u        /* Versions to step over before seeking. */
+#define CACHE_LINE 64u
+#define PREFETCH_MAX 1024u
+#define STEPS_MAX 8u /* Versions to step over before seeking. */
 
 enum way { WAY_KEY = 1, WAY_LOG, WAY_PICK, WAY_LATEST };
 
@@ -41,15 +43,19 @@ struct scan {
     enum way way;
     uint64_t snapshot, from, to;
     size_t examined;
-    bool over;                  /* The page has ended before the answer has, */
-    bool refused;               /* by an entry that is to come again. */
-    bool hides;                 /* There are hidden versions. */
+    bool over;      /* The page has ended before the answer has, */
+    bool refused;   /* by an entry that is to come again. */
+    bool hides;     /* There are hidden versions. */
+    uint64_t token; /* Of the row before; 0: none. */
+    const char *leader;
     uint64_t hidden, hidden_by; /* Where that cursor is; hidden 0: nowhere. */
     unsigned char prefix[KVLOG_ESCAPED_MAX + 8]; /* Escaped, no terminator. */
     size_t prefix_len;
     unsigned char after[KVLOG_ESCAPED_MAX]; /* LATEST: the last key. */
     size_t after_len;
 };
+
+unsigned kvlog_find_cost = 6;
 
 /* --- readers ----------------------------------------------------------------
  */
@@ -91,10 +97,23 @@ void kvlog_reader_release(struct kvlog_reader *r)
 /* --- rows -------------------------------------------------------------------
  */
 
+/* All lines of a row at once: hashing them one by one waits for each. */
+static void prefetch(const MDB_val *val)
+{
+    const char *at = val->mv_data;
+    size_t n = val->mv_size < PREFETCH_MAX ? val->mv_size : PREFETCH_MAX;
+
+    for (size_t i = CACHE_LINE; i < n; i += CACHE_LINE) {
+        __builtin_prefetch(at + i);
+    }
+}
+
 static int log_row(const MDB_val *key, const MDB_val *val,
                    struct kvlog_row *out, struct hedge_error *e)
 {
     uint64_t revision = 0;
+
+    prefetch(val);
 
     if (key->mv_size == sizeof revision) {
         memcpy(&revision, key->mv_data, sizeof revision);
@@ -117,11 +136,27 @@ static int log_find(MDB_cursor *c, uint64_t revision, struct kvlog_row *out,
     return rc != 0 ? kvlog_error(e, rc, "log") : log_row(&key, &val, out, e);
 }
 
-static void to_entry(const struct kvlog_row *row,
-                     char leader[KVLOG_LEADER_MAX + 1], struct kvlog_entry *out)
+static int leader_of(MDB_txn *txn, const struct kvlog *l, uint64_t token,
+                     const char **out, struct hedge_error *e)
 {
-    memcpy(leader, row->leader, row->leader_len);
-    leader[row->leader_len] = '\0';
+    MDB_val key = kvlog_val(&token, sizeof token), val;
+    int rc = mdb_get(txn, l->leaders, &key, &val);
+
+    *out = rc == 0 ? kvlog_leader_decode(val.mv_data, val.mv_size) : NULL;
+    if (*out != NULL) {
+        return 0;
+    }
+    return rc != 0 && rc != MDB_NOTFOUND
+               ? kvlog_error(e, rc, "leaders")
+               : error_set(e, HEDGE_ECORRUPT,
+                           "table leaders: the row of token %llu is missing "
+                           "or does not match its checksum",
+                           (unsigned long long)token);
+}
+
+static void to_entry(const struct kvlog_row *row, const char *leader,
+                     struct kvlog_entry *out)
+{
     *out = (struct kvlog_entry){.key = row->key,
                                 .key_len = row->key_len,
                                 .value = row->value,
@@ -136,14 +171,20 @@ static void to_entry(const struct kvlog_row *row,
  * more), or an error. */
 static int deliver(struct scan *s, const struct kvlog_row *row)
 {
-    char leader[KVLOG_LEADER_MAX + 1];
     struct kvlog_entry entry;
     int rc;
 
     if (!kvlog_row_check(row)) {
         return kvlog_corrupt(s->e, "log", row->revision);
     }
-    to_entry(row, leader, &entry);
+    if (row->token != s->token) {
+        rc = leader_of(s->r->txn, s->l, row->token, &s->leader, s->e);
+        if (rc != 0) {
+            return rc;
+        }
+        s->token = row->token;
+    }
+    to_entry(row, s->leader, &entry);
     rc = s->fn(s->ctx, &entry);
     if (rc < 0) {
         s->over = s->refused = true;
@@ -406,8 +447,22 @@ static int by_number(const void *a, const void *b)
     return (*x > *y) - (*x < *y);
 }
 
+/* Is it less work to walk the whole log than to find `n` rows of it, in pages
+ * that each go through the index again? */
+static int is_common(struct scan *s, size_t n, bool *out)
+{
+    MDB_stat st;
+    int rc = mdb_stat(s->r->txn, s->l->log, &st);
+
+    if (rc != 0) {
+        return kvlog_error(s->e, rc, "log");
+    }
+    *out = st.ms_entries <= n * (kvlog_find_cost + n / PICKED_MAX);
+    return 0;
+}
+
 /* All rows of the index with the prefix; *many: there are more than a page may
- * look at. */
+ * look at, or so many that the log itself is the better way. */
 static int pick_all(struct scan *s, struct picks *p, bool *many)
 {
     MDB_val key = kvlog_val(s->prefix, s->prefix_len), val;
@@ -421,7 +476,7 @@ static int pick_all(struct scan *s, struct picks *p, bool *many)
             return kvlog_corrupt(s->e, "index", 0);
         }
         if (!in_prefix(s, &key)) {
-            return 0;
+            break;
         }
         if (++n > EXAMINED_MAX) {
             *many = true;
@@ -434,7 +489,10 @@ static int pick_all(struct scan *s, struct picks *p, bool *many)
             pick(p, revision);
         }
     }
-    return rc == MDB_NOTFOUND ? 0 : kvlog_error(s->e, rc, "index");
+    if (rc != 0 && rc != MDB_NOTFOUND) {
+        return kvlog_error(s->e, rc, "index");
+    }
+    return s->q->resume_len == 0 ? is_common(s, n, many) : 0;
 }
 
 static int deliver_picks(struct scan *s, struct picks *p)
@@ -871,15 +929,14 @@ int kvlog_latest(struct kvlog_reader *r, const struct kvlog *l, const void *key,
 {
     struct kvlog_query q = {.key = key, .key_len = key_len};
     unsigned char at[KVLOG_ROW_KEY_MAX];
-    char leader[KVLOG_LEADER_MAX + 1];
     struct kvlog_entry entry;
     struct kvlog_row row;
+    const char *leader;
     size_t len = kvlog_index_key(key, key_len, UINT64_MAX, at);
     MDB_val k = kvlog_val(at, len), val;
     uint64_t hidden_by, revision = 0;
     int rv, rc = mdb_cursor_get(r->index, &k, &val, MDB_SET_RANGE);
 
-    (void)l;
     if (rc == 0 || rc == MDB_NOTFOUND) {
         rc = mdb_cursor_get(r->index, &k, &val, rc == 0 ? MDB_PREV : MDB_LAST);
     }
@@ -902,6 +959,9 @@ int kvlog_latest(struct kvlog_reader *r, const struct kvlog *l, const void *key,
     rv = log_find(r->log, revision, &row, e);
     if (rv == 0 && (!same_key(&q, &row) || !kvlog_row_check(&row))) {
         rv = kvlog_corrupt(e, "log", revision);
+    }
+    if (rv == 0) {
+        rv = leader_of(r->txn, l, row.token, &leader, e);
     }
     if (rv == 0) {
         to_entry(&row, leader, &entry);

@@ -1,7 +1,11 @@
 """Clients that know nothing of hedge: health, and calls made from what server
 reflection tells."""
+import os
 import queue
+import resource
+import socket
 import threading
+import time
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -195,9 +199,10 @@ class Health(DaemonTest):
         self.assertIsNone(heard.get(timeout=10))
 
     def test_out_of_the_group(self):
-        # Refused for its block size, it is up and does not serve.
-        self.node()
-        stranger = self.node(start=False, block_size="256K")
+        # Refused for its block size, it is up and does not serve. (Nor does it
+        # come to lead because the first is slow: the lease is long.)
+        self.node(lease="1m")
+        stranger = self.node(start=False, lease="1m", block_size="256K")
         stranger.start(wait=False)
         stranger.wait_ready(leader=False)
         self.assertEqual(self.check(stranger), NOT_SERVING)
@@ -217,6 +222,26 @@ class Health(DaemonTest):
         first.kill()
         self.assertEqual(heard.get(timeout=20), NOT_SERVING)
         self.assertEqual(heard.get(timeout=20), SERVING)  # It leads.
+
+
+class Descriptors(DaemonTest):
+
+    def test_running_out_of_them(self):
+        node = self.node(mem_limit="16M", disk_limit="0")
+        open_now = len(os.listdir(f"/proc/{node.pid}/fd"))
+        most = open_now + 30
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (most, most))
+        host, port = node.grpc.rsplit(":", 1)
+        clients = [socket.create_connection((host, int(port)), 10)
+                   for _ in range(60)]
+        wait_until("descriptors to run out", lambda: len(
+            os.listdir(f"/proc/{node.pid}/fd")) == most)
+        time.sleep(0.5)
+        for c in clients:
+            c.close()
+        for _ in range(3):
+            self.assert_done(node.ctl("status"))
+        self.assertEqual(node.terminate(), 0)
 
 
 if __name__ == "__main__":

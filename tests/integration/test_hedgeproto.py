@@ -6,7 +6,7 @@ import time
 import grpc
 
 from hedge_harness import (MIB, DaemonTest, SharedTest, hedge_error, main,
-                           random_bytes, stubs, wait_until)
+                           random_bytes, resident, stubs, wait_until)
 
 
 class HedgeprotoTest(SharedTest):
@@ -226,6 +226,27 @@ class Streams(HedgeprotoTest):
 
 
 class Life(DaemonTest):
+
+    def test_messages_count(self):
+        node = self.node(message_limit="16M", mem_limit="16M",
+                         broadcast_handler="sleep 5")
+        pb, pb_grpc = stubs("hedgeproto")
+        stub = pb_grpc.HedgeStub(node.channel())
+        before, message = resident(node.pid), pb.Payload(data=bytes(7 * MIB))
+
+        def client():
+            try:
+                list(stub.Broadcast(iter([message]), timeout=4))
+            except grpc.RpcError:
+                pass
+        threads = [threading.Thread(target=client) for _ in range(40)]
+        for t in threads:
+            t.start()
+        peak = 0
+        while any(t.is_alive() for t in threads):
+            peak = max(peak, resident(node.pid) - before)
+            time.sleep(0.05)
+        self.assertLess(peak, 80 * MIB)
 
     def test_memory_returns(self):
         node = self.node()

@@ -425,7 +425,8 @@ class Crowd(DaemonTest):
         # The leader has died, and its lease has long to run.
         leader = self.node(lease="60s")
         node = self.node(http=True, lease="60s")
-        self.assertEqual(request(node, "/readyz")[0], 200)
+        wait_until("the node to be ready",
+                   lambda: request(node, "/readyz")[0] == 200)
         leader.kill()
         wait_until("the node to miss its leader",
                    lambda: request(node, "/readyz")[0] == 503)
@@ -446,6 +447,25 @@ class Crowd(DaemonTest):
         self.assertEqual(status, 200, body)
         self.assertTrue(body.startswith(node.id.encode() + b"\t"), body)
         self.assertEqual(body.count(b"\n"), 1, body)
+
+    def test_answers_that_nobody_takes_count(self):
+        node = self.node(http=True, mem_limit="16M", message_limit="24M",
+                         broadcast_handler="head -c 16000000 /dev/zero")
+        self.assertEqual(request(node, "/broadcast", b"x")[0], 200)
+        before, clients = node.resident(), []
+        for _ in range(8):
+            c = connect(node)
+            c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            c.sendall(b"POST /broadcast HTTP/1.1\r\nHost: x\r\n"
+                      b"Content-Length: 1\r\n\r\nx")
+            self.assertEqual(c.recv(8), b"HTTP/1.1")
+            clients.append(c)
+        self.assertLess(node.resident() - before, 48 * MIB)
+        self.assertEqual(request(node, "/livez")[0], 200)
+        for c in clients:
+            c.close()
+        wait_until("the room to be given back",
+                   lambda: node.status().message_used == 0)
 
     def refused(self, text, **options):
         node = self.node(start=False, **options)

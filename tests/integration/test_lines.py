@@ -36,7 +36,10 @@ class Lines:
 
     def receive(self):
         """One reply, without its end; None: they hung up."""
-        line = self.file.readline()
+        try:
+            line = self.file.readline()
+        except ConnectionResetError:
+            return None  # They had not read all of what was sent.
         if not line:
             return None
         assert line.endswith(b"\n"), line

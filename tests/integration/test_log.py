@@ -441,6 +441,25 @@ class Foreign(LogTest):
         self.assert_refused(lambda: list(raw(iter([]), timeout=10)),
                             invalid, "EPROTO")
 
+    def test_get_of_large_values(self):
+        k = self.key().encode()
+        values = [b"s", random_bytes(MIB), b"t", random_bytes(MIB // 10), b"u"]
+        for v in values:
+            put_grpc(self.first, k, v)
+        stub = log_stub(self.nodes[2])
+
+        def get(limit):
+            return [e.value for e in stub.Get(pb().LogGetRequest(
+                key=k, limit=limit), timeout=10).entries]
+        self.assertEqual(get(-1), values[::-1])
+        self.assertEqual(get(2), [b"u", values[3]])
+        put_grpc(self.first, k, random_bytes(7 * MIB))
+        self.assertEqual(len(get(0)[0]), 7 * MIB)
+        for _ in range(10):  # What they take of the budget comes back.
+            self.assertEqual(len(get(1)[0]), 7 * MIB)
+        self.assert_refused(lambda: get(-1), grpc.StatusCode.INVALID_ARGUMENT,
+                            "ETOOBIG")
+
     def test_large_put_in_pieces(self):
         k = self.key().encode()
         request = pb().LogPutRequest(puts=[
@@ -557,6 +576,23 @@ class Foreign(LogTest):
         put_grpc(self.nodes[2], k, b"2")
         self.assertEqual(next(got).value, b"2")
         self.assertEqual(list(got), [])
+
+    def test_many_followers_hold_nothing(self):
+        """Those who wait for news take nothing from those who put and read."""
+        k = self.key().encode()
+        stub, m = log_stub(self.first), pb()
+        put_grpc(self.first, k + b"large", random_bytes(15 * MIB // 2))
+        followers = [stub.Follow(m.LogQuery(key=k + b"x", prefix=True),
+                                 timeout=60) for _ in range(200)]
+        for f in followers:
+            self.assertEqual(len(next(f).entries), 0)
+        put_grpc(self.first, k + b"x", b"v")
+        self.assertEqual(len(next(query_grpc(
+            self.first, key=k + b"large")).value), 15 * MIB // 2)
+        for f in followers:
+            while not next(f).entries:
+                pass
+            f.cancel()
 
     def test_slow_reader_holds_nothing(self):
         """A client that stops reading holds no transaction: pages go on being

@@ -154,7 +154,7 @@ class Commands(SharedTest):
         request = self.pb.BroadcastRequest(to=["x:1"] * 500000)
         with self.assertRaises(grpc.RpcError) as caught:
             list(self.stub.Broadcast(iter([request]), timeout=20))
-        self.assertEqual(hedge_error(caught.exception), "ETOOBIG")
+        self.assertIn(hedge_error(caught.exception), ("ETOOBIG", "EPROTO"))
         self.assertLess(resident(self.first.pid) - before, 128 * MIB)
         request = self.pb.BroadcastRequest(to=["x:1"] * 1024,
                                            timeout_ms=2**64 - 1)
@@ -246,6 +246,16 @@ class Commands(SharedTest):
             items.close()
             self.assertEqual(list(replies), [])
 
+    def test_foreign_stream_nonsense(self):
+        pair = self.pb.Meta(key="k", value="v")
+        for method in (self.stub.StreamLeader, self.stub.StreamBroadcast):
+            items = Items(self.pb.StreamItem(open=self.pb.StreamOpen()),
+                          self.pb.StreamItem(meta=[pair] * 300))
+            with self.assertRaises(grpc.RpcError) as caught:
+                list(method(items, timeout=20))
+            items.close()
+            self.assertEqual(hedge_error(caught.exception), "EPROTO")
+
     def test_foreign_nonsense(self):
         calls = (
             lambda: self.stub.Send(iter([]), timeout=20),
@@ -266,6 +276,16 @@ class Commands(SharedTest):
         with self.assertRaises(grpc.RpcError) as caught:
             list(raw(iter([b"\xff" * 40]), timeout=20))
         self.assertEqual(hedge_error(caught.exception), "EPROTO")
+
+    def test_foreign_message_of_empty_objects(self):
+        before = resident(self.first.pid)
+        raw = self.first.channel().stream_stream(
+            "/hedge.v1.MessagePeer/Stream", request_serializer=bytes,
+            response_deserializer=bytes)
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(raw(iter([b"\x1a\0" * (4 * MIB - 10)]), timeout=20))
+        self.assertEqual(hedge_error(caught.exception), "EPROTO")
+        self.assertLess(resident(self.first.pid) - before, 128 * MIB)
 
     def test_foreign_peer_nonsense(self):
         peer = messages()[1].MessagePeerStub(self.first.channel())
@@ -450,6 +470,20 @@ class Programs(DaemonTest):
         self.assertEqual(self.assert_done(self.first.ctl("send", "x")).out,
                          "started\n")
         wait_until("what it left to be killed", lambda: not runs(tag))
+
+    def test_one_that_gets_away(self):
+        script = self.script(
+            "setsid sh -c 'while echo x; do :; done >&2' &\necho done\n")
+        self.start(script)
+        self.addCleanup(lambda: wait_until(
+            "what got away to end", lambda: not runs("while echo x")))
+        self.assertEqual(self.assert_done(self.first.ctl("send", "x")).out,
+                         "done\n")
+
+    def test_descriptors(self):
+        self.start(self.script("ls /proc/self/fd\n"))
+        r = self.assert_done(self.first.ctl("send", "x"))
+        self.assertEqual(r.out.split(), ["0", "1", "2", "3"])
 
     def test_many_at_once(self):
         self.start("sh -c 'cat; sleep 0.1'", n=2)

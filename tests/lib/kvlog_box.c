@@ -114,13 +114,14 @@ uint64_t kvlog_box_compact(struct kvlog_box *b, uint64_t before_revision,
     struct kvlog_compaction c = {.before_revision = before_revision,
                                  .before_ms = before_ms,
                                  .keep = keep};
+    struct kvlog_writer w = {.token = b->token, .leader = "here:1"};
     uint64_t removed = 0;
     MDB_txn *txn;
     int code = 0;
 
     while (code == 0 && !c.done) {
         assert_int_equal(mdb_txn_begin(b->env, NULL, 0, &txn), 0);
-        code = kvlog_compact(txn, &b->log, b->token, &c, &b->error);
+        code = kvlog_compact(txn, &b->log, &w, &c, &b->error);
         if (code == 0) {
             assert_int_equal(mdb_txn_commit(txn), 0);
             removed += c.removed;

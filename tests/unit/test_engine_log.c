@@ -264,9 +264,9 @@ static void test_compaction(void **state)
     for (unsigned i = 0; i < 10; i++) {
         assert_int_equal(put(&g, 2, "k", "v", NULL), 0);
     }
-    assert_int_equal(engine_compact(&g, 1, &c, WAIT, &err), HEDGE_EFENCED);
+    assert_int_equal(engine_compact(&g, 1, "n", &c, WAIT, &err), HEDGE_EFENCED);
     while (!c.done) {
-        assert_int_equal(engine_compact(&g, 2, &c, WAIT, &err), 0);
+        assert_int_equal(engine_compact(&g, 2, "n", &c, WAIT, &err), 0);
         removed += c.removed;
     }
     assert_int_equal(removed, 8);

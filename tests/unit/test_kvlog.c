@@ -417,6 +417,7 @@ static void test_compaction_by_time(void **state)
 static void test_compaction_in_steps(void **state)
 {
     struct kvlog_compaction c = {.before_revision = 10001, .keep = 2};
+    struct kvlog_writer w = {.token = 1, .leader = "here:1"};
     struct kvlog_put puts[100];
     unsigned steps = 0;
     uint64_t removed = 0;
@@ -434,7 +435,7 @@ static void test_compaction_in_steps(void **state)
     }
     while (!c.done) {
         assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
-        assert_int_equal(kvlog_compact(txn, &box.log, 1, &c, &box.error), 0);
+        assert_int_equal(kvlog_compact(txn, &box.log, &w, &c, &box.error), 0);
         assert_int_equal(mdb_txn_commit(txn), 0);
         assert_true(c.removed <= 512);
         removed += c.removed;
@@ -497,7 +498,7 @@ static void test_resume_tokens(void **state)
 /* Flip a bit of the n-th byte of a table's row; false: it has no such byte. */
 static bool flip(MDB_dbi table, unsigned row, size_t at)
 {
-    unsigned char copy[1024];
+    unsigned char copy[4096];
     MDB_val key, val;
     MDB_cursor *c;
     MDB_txn *txn;
@@ -545,6 +546,47 @@ static void test_damaged_rows(void **state)
     }
     assert_int_equal(at, INDEX_VALUE);
     CHECK("a=one@1 b=two@2", .key_len = 0);
+}
+
+/* A long value has a sum of its own: who only passes by does not look at it,
+ * but at the key. */
+static void test_damaged_long_row(void **state)
+{
+    static char value[3000];
+    size_t at;
+
+    (void)state;
+    memset(value, 'x', sizeof value - 1);
+    put("a", value);
+    put("b", "two");
+    kvlog_find_cost = 1000; /* The log itself. */
+    for (at = 0; flip(box.log.log, 0, at); at += at < 40 ? 1 : 97) {
+        bool in_value = at > ROW_HEAD;
+
+        assert_string_equal(ASK(.key_len = 0), "ECORRUPT");
+        assert_string_equal(ASK(KEY("a")), "ECORRUPT");
+        assert_string_equal(ASK(KEY("b"), .prefix = true),
+                            in_value ? "b=two@2" : "ECORRUPT");
+        assert_true(flip(box.log.log, 0, at));
+    }
+    kvlog_find_cost = 6;
+    assert_true(at > sizeof value);
+    assert_string_equal(ASK(KEY("b"), .prefix = true), "b=two@2");
+}
+
+static void test_damaged_leader(void **state)
+{
+    size_t at;
+
+    (void)state;
+    put("a", "one");
+    for (at = 0; flip(box.log.leaders, 0, at); at++) {
+        assert_string_equal(ASK(KEY("a")), "ECORRUPT");
+        assert_non_null(strstr(box.error.text, "token 1"));
+        assert_true(flip(box.log.leaders, 0, at));
+    }
+    assert_int_equal(at, LEADER_SUM + sizeof "here:1");
+    assert_string_equal(ASK(KEY("a")), "a=one@1");
 }
 
 static void test_row_of_another_place(void **state)
@@ -692,10 +734,11 @@ static void test_pages_of_picks(void **state)
     unsigned n = 0;
 
     (void)state;
-    for (unsigned i = 0; i < 10000 / 500; i++) {
+    for (unsigned i = 0; i < 60000 / 500; i++) {
         for (unsigned k = 0; k < 500; k++) {
             (void)snprintf(keys[k], sizeof keys[k], "%c%05u",
-                           k % 2 == 0 ? 'k' : 'm', (k * 7 + i) % 1000);
+                           (i * 500 + k) % 12 == 0 ? 'k' : 'm',
+                           (k * 7 + i) % 1000);
             puts[k] = (struct kvlog_put){
                 .key = keys[k], .key_len = 6, .value = "v", .value_len = 1};
         }
@@ -704,13 +747,13 @@ static void test_pages_of_picks(void **state)
     text = kvlog_box_ask(&box, &q, 0);
     for (const char *at = strchr(text, '@'); at != NULL;
          at = strchr(at + 1, '@')) {
-        assert_int_equal(atoi(at + 1), 1 + 2 * (int)n++);
+        assert_int_equal(atoi(at + 1), 1 + 12 * (int)n++);
     }
     assert_int_equal(n, 5000);
     text = kvlog_box_ask(&box, &back, 0);
     for (const char *at = strchr(text, '@'); at != NULL;
          at = strchr(at + 1, '@')) {
-        assert_int_equal(atoi(at + 1), -1 + 2 * (int)n--);
+        assert_int_equal(atoi(at + 1), 1 + 12 * (int)--n);
     }
     assert_int_equal(n, 0);
 }
@@ -735,6 +778,8 @@ int main(void)
         T(test_compaction_in_steps),
         T(test_resume_tokens),
         T(test_damaged_rows),
+        T(test_damaged_long_row),
+        T(test_damaged_leader),
         T(test_row_of_another_place),
         T(test_damaged_state),
         T(test_no_memory),

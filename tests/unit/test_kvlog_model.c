@@ -298,6 +298,7 @@ static void step_ask(bool between)
     bool more = true;
     int rv = 0, refusal;
 
+    kvlog_find_cost = rnd(2) == 0 ? 0 : 6;
     random_query(&q, !between);
     refusal = model_refusal(&q);
     c.n = model_ask(&q, snapshot, expected);

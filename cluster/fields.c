@@ -1,4 +1,4 @@
-#include "cluster/foreign/fields.h"
+#include "cluster/fields.h"
 
 #include "store/base/errors.h"
 
