@@ -238,7 +238,11 @@ static void start_here(struct target *t, uint64_t now_ms)
     rv = handlers_submit(t->x->n->handlers, &m, &e);
     if (rv != 0) {
         t->busy = false;
-        delivery_failed(&t->d, &e, true, now_ms);
+        /* Room that will never be there is not waited for. */
+        delivery_failed(&t->d, &e,
+                        rv != HEDGE_EEXHAUSTED ||
+                            msg_budget_fits(t->x->n->messages, o->len),
+                        now_ms);
     }
 }
 
