@@ -606,7 +606,8 @@ class Faults(DaemonTest):
         with open(path, "w", encoding="utf-8") as f:
             f.write("#!/bin/sh\nread what\n"
                     f"touch {self.dir}/running\n"
-                    f"while [ ! -e {self.dir}/go ]; do sleep 0.05; done\n"
+                    f"while [ -d {self.dir} -a ! -e {self.dir}/go ]; do\n"
+                    "sleep 0.05; done\n"
                     "echo \"$what\"\n")
         os.chmod(path, 0o755)
         return path
