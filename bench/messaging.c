@@ -172,22 +172,36 @@ static int node_main(char **argv)
 
 static void bare_once(void *ctx)
 {
-    bare_echo_call(ctx, message, LEN);
+    struct bare_echo **b = ctx;
+
+    bare_echo_call(b[0], message, LEN);
+}
+
+static void bare_all(void *ctx)
+{
+    bare_echo_all(ctx, NODES - 1, message, LEN);
 }
 
 static void measure_bare(const char *what, void *ctx)
 {
-    (void)what;
-    printf("%f\n", median_us(bare_once, ctx));
+    printf(
+        "%f\n",
+        median_us(strcmp(what, "broadcast") == 0 ? bare_all : bare_once, ctx));
     (void)fflush(stdout);
 }
 
-static int bare_main(const char *address)
+/* bare-client ADDRESS... */
+static int bare_main(char **addresses)
 {
-    struct bare_echo *b = bare_echo_open(address);
+    struct bare_echo *b[NODES - 1];
 
+    for (int i = 0; i < NODES - 1; i++) {
+        b[i] = bare_echo_open(addresses[i]);
+    }
     obey(measure_bare, b);
-    bare_echo_close(b);
+    for (int i = 0; i < NODES - 1; i++) {
+        bare_echo_close(b[i]);
+    }
     return 0;
 }
 
@@ -196,7 +210,7 @@ static int bare_main(const char *address)
 
 struct group {
     struct bench_child nodes[NODES];
-    struct bench_child server, client; /* Bare. */
+    struct bench_child servers[NODES - 1], client; /* Bare. */
 };
 
 /* A path that is too long for a Unix socket: TCP it is, then. */
@@ -212,11 +226,12 @@ static void data_of(const char *dir, bool tcp, int i, char out[LINE])
 
 static void start(struct group *g, const char *dir, bool tcp, unsigned port)
 {
-    char address[BENCH_ADDRESS_MAX], data[LINE], listen[16];
+    char address[NODES - 1][BENCH_ADDRESS_MAX], data[LINE], listen[16];
     const char *node[] = {
         "/proc/self/exe", "node", dir, listen, data, NULL, NULL};
-    const char *server[] = {"/proc/self/exe", "bare-server", address, NULL};
-    const char *client[] = {"/proc/self/exe", "bare-client", address, NULL};
+    const char *server[] = {"/proc/self/exe", "bare-server", NULL, NULL};
+    const char *client[] = {"/proc/self/exe", "bare-client", address[0],
+                            address[1],       address[2],    NULL};
     double bare_port;
 
     for (int i = 0; i < NODES; i++) {
@@ -226,13 +241,16 @@ static void start(struct group *g, const char *dir, bool tcp, unsigned port)
         bench_child_start(&g->nodes[i], node, NULL);
         (void)bench_child_number(&g->nodes[i]); /* The first one leads. */
     }
-    (void)snprintf(address, sizeof address,
-                   tcp ? "ipv4:127.0.0.1:0" : "unix:%.90s/bare", dir);
-    bench_child_start(&g->server, server, NULL);
-    bare_port = bench_child_number(&g->server);
-    if (tcp) {
-        (void)snprintf(address, sizeof address, "ipv4:127.0.0.1:%.0f",
-                       bare_port);
+    for (int i = 0; i < NODES - 1; i++) {
+        (void)snprintf(address[i], sizeof address[i],
+                       tcp ? "ipv4:127.0.0.1:0" : "unix:%.80s/bare%d", dir, i);
+        server[2] = address[i];
+        bench_child_start(&g->servers[i], server, NULL);
+        bare_port = bench_child_number(&g->servers[i]);
+        if (tcp) {
+            (void)snprintf(address[i], sizeof address[i], "ipv4:127.0.0.1:%.0f",
+                           bare_port);
+        }
     }
     bench_child_start(&g->client, client, NULL);
 }
@@ -240,7 +258,9 @@ static void start(struct group *g, const char *dir, bool tcp, unsigned port)
 static void end(struct group *g)
 {
     bench_child_end(&g->client);
-    bench_child_end(&g->server);
+    for (int i = 0; i < NODES - 1; i++) {
+        bench_child_end(&g->servers[i]);
+    }
     for (int i = 0; i < NODES; i++) {
         bench_child_end(&g->nodes[i]);
     }
@@ -251,11 +271,15 @@ static void run(bool tcp, unsigned runs, unsigned port)
     struct bench_case one = {.unit = "us",
                              .limit_is = "bare C-core unary echo"};
     struct bench_case all = {.unit = "us", .limit_is = "one hedge_send"};
+    struct bench_case bare = {.unit = "us",
+                              .limit_is = "bare C-core echo of three at once"};
     char dir[LINE];
     struct group g;
 
     (void)snprintf(one.name, sizeof one.name, "send_1%s", tcp ? "_tcp" : "");
     (void)snprintf(all.name, sizeof all.name, "broadcast_3%s",
+                   tcp ? "_tcp" : "");
+    (void)snprintf(bare.name, sizeof bare.name, "broadcast_3_bare%s",
                    tcp ? "_tcp" : "");
     (void)snprintf(dir, sizeof dir, "%s/%s", bench_dir(NULL),
                    tcp ? "tcp" : "unix");
@@ -264,13 +288,16 @@ static void run(bool tcp, unsigned runs, unsigned port)
     }
     start(&g, dir, tcp, port);
     for (unsigned i = 0; i < runs; i++) {
-        double ours = ask(&g.nodes[1], "send");
+        double ours = ask(&g.nodes[1], "send"), three;
 
         bench_add(&one, ours, ask(&g.client, "echo"));
-        bench_add(&all, ask(&g.nodes[1], "broadcast"), ours);
+        three = ask(&g.nodes[1], "broadcast");
+        bench_add(&all, three, ours);
+        bench_add(&bare, three, ask(&g.client, "broadcast"));
     }
     bench_print(&one);
     bench_print(&all);
+    bench_print(&bare);
     end(&g);
 }
 
@@ -285,8 +312,8 @@ int main(int argc, char **argv)
     if (argc == 3 && strcmp(argv[1], "bare-server") == 0) {
         return bare_echo_serve(argv[2]);
     }
-    if (argc == 3 && strcmp(argv[1], "bare-client") == 0) {
-        return bare_main(argv[2]);
+    if (argc == NODES + 1 && strcmp(argv[1], "bare-client") == 0) {
+        return bare_main(argv + 2);
     }
     if (argc == 3 && strcmp(argv[1], "--runs") == 0) {
         runs = (unsigned)strtoul(argv[2], NULL, 10);

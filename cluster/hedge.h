@@ -387,7 +387,10 @@ HEDGE_API int hedge_log_compact(struct hedge_node *node,
  *
  * Errors tell apart: HEDGE_ENOLEADER, HEDGE_ENOHANDLER, HEDGE_EHANDLER,
  * HEDGE_ETIMEDOUT (it may have run), HEDGE_EUNAVAILABLE (the connection was
- * lost; it may have run). */
+ * lost; it may have run), HEDGE_EBUSY (all handlers were busy; it has not run),
+ * HEDGE_EEXHAUSTED (no room for the message or its reply). What surely has not
+ * run, for want of a leader or of room, is tried again until the deadline.
+ * HEDGE_ETOOBIG: over 64 MiB. */
 
 struct hedge_reply {
     const char *id; /* Who answers. */
@@ -445,9 +448,11 @@ HEDGE_API int hedge_stream_broadcast(struct hedge_node *node, bool skip_self,
                                      uint64_t timeout_ms,
                                      struct hedge_stream **out,
                                      struct hedge_error *e);
-/* Only data and meta are sent; copied. Waits for room: back-pressure. On a
- * broadcast to members that have failed it goes to the others;
- * HEDGE_ECLOSED when there is none left. */
+/* Only data and meta are sent; copied. Waits until all have taken the message
+ * before: back-pressure. HEDGE_ETIMEDOUT: nothing was sent, or, of a message
+ * over 1 MiB, the stream has ended. On a broadcast it goes to the members that
+ * have not failed, and one that takes nothing for 5 s has; HEDGE_ECLOSED when
+ * there is none left. */
 HEDGE_API int hedge_stream_send(struct hedge_stream *s,
                                 const struct hedge_message *m,
                                 uint64_t timeout_ms);

@@ -41,6 +41,8 @@ struct view {
     atomic_uint refs;
     uint64_t token, version;
     size_t n;
+    /* How each is reached, as node_target() says; NULL: no memory. */
+    char (*targets)[TARGET_SIZE];
     struct member members[];
 };
 
@@ -124,6 +126,11 @@ struct hedge_node {
     struct view *view;
     struct election_hold hold;
     struct election_leader leader;
+    /* The way to the leader, as long as these have not changed. */
+    struct {
+        uint64_t token, view_token, view_version;
+        char id[MEMBER_ID_SIZE], target[TARGET_SIZE];
+    } route;
     uint64_t rounds;
     uint64_t leader_since;      /* Grows with each change. */
     bool joined;                /* It has led, or had a list from who leads. */

@@ -73,6 +73,7 @@ struct view *node_view(struct hedge_node *n)
 void view_unref(struct view *v)
 {
     if (v != NULL && atomic_fetch_sub(&v->refs, 1) == 1) {
+        mem_free(v->targets);
         mem_free(v);
     }
 }
@@ -142,8 +143,12 @@ static void publish_members(struct hedge_node *n)
     atomic_store(&v->refs, 1);
     v->n = count;
     v->version = membership_version(n->membership, &v->token);
+    v->targets = mem_calloc(count > 0 ? count : 1, TARGET_SIZE);
     for (size_t i = 0; i < count; i++) {
         v->members[i] = *membership_at(n->membership, i);
+        if (v->targets != NULL) {
+            node_target(n, &v->members[i], v->targets[i]);
+        }
     }
     tell_peer_tier(n, v);
     pthread_mutex_lock(&n->pub_lock);

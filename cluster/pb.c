@@ -92,14 +92,20 @@ static void *from_msg(const ProtobufCMessageDescriptor *d, struct rpc_msg *m,
                       struct hedge_error *e)
 {
     size_t len = rpc_msg_left(m);
-    unsigned char *data = mem_alloc(len);
+    const unsigned char *piece;
+    /* Short ones come in one piece. */
+    bool whole = rpc_msg_peek(m, &piece) == len && len > 0;
+    unsigned char *data = whole ? NULL : mem_alloc(len);
     void *message = NULL;
 
-    if (data == NULL) {
+    if (!whole && data == NULL) {
         (void)error_set(e, HEDGE_ENOMEM, "no memory for a message");
     } else {
-        rpc_msg_read(m, data, len);
-        message = unpack(d, data, len);
+        if (!whole) {
+            rpc_msg_read(m, data, len);
+            piece = data;
+        }
+        message = unpack(d, piece, len);
         if (message == NULL) {
             (void)error_set(e, HEDGE_EPROTO, "%zu bytes that are no %s", len,
                             d->name);

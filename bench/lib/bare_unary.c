@@ -30,6 +30,8 @@ static const grpc_channel_args *args(void)
 /* --- the client -------------------------------------------------------------
  */
 
+static grpc_completion_queue *shared_cq; /* One thread polls for all. */
+
 struct bare_echo {
     grpc_completion_queue *cq;
     grpc_channel *channel;
@@ -42,61 +44,91 @@ struct bare_echo *bare_echo_open(const char *address)
     if (b == NULL) {
         bench_die("no memory");
     }
-    grpc_init();
-    b->cq = grpc_completion_queue_create_for_next(NULL);
+    if (shared_cq == NULL) {
+        grpc_init();
+        shared_cq = grpc_completion_queue_create_for_next(NULL);
+    }
+    b->cq = shared_cq;
     b->channel = grpc_channel_create(
         address, grpc_insecure_credentials_create(), args());
     return b;
 }
 
-void bare_echo_call(struct bare_echo *b, const void *data, size_t len)
-{
-    grpc_slice path = grpc_slice_from_static_string(METHOD);
-    grpc_slice part = grpc_slice_from_copied_buffer(data, len);
-    grpc_byte_buffer *request = grpc_raw_byte_buffer_create(&part, 1);
-    grpc_byte_buffer *reply = NULL;
+struct echo_call {
+    grpc_call *call;
+    grpc_slice part, details;
+    grpc_byte_buffer *request, *reply;
     grpc_metadata_array headers, trailing;
-    grpc_slice details = grpc_empty_slice();
     grpc_status_code status;
-    grpc_event ev;
     grpc_op ops[6];
-    grpc_call *call = grpc_channel_create_call(
-        b->channel, NULL, GRPC_PROPAGATE_DEFAULTS, b->cq, path, NULL,
+};
+
+static void call_start(struct bare_echo *b, struct echo_call *c,
+                       const void *data, size_t len)
+{
+    memset(c, 0, sizeof *c);
+    c->part = grpc_slice_from_copied_buffer(data, len);
+    c->details = grpc_empty_slice();
+    c->request = grpc_raw_byte_buffer_create(&c->part, 1);
+    c->call = grpc_channel_create_call(
+        b->channel, NULL, GRPC_PROPAGATE_DEFAULTS, b->cq,
+        grpc_slice_from_static_string(METHOD), NULL,
         gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                      gpr_time_from_seconds(DEADLINE_S, GPR_TIMESPAN)),
         NULL);
-
-    grpc_metadata_array_init(&headers);
-    grpc_metadata_array_init(&trailing);
-    memset(ops, 0, sizeof ops);
-    ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
-    ops[1].op = GRPC_OP_SEND_MESSAGE;
-    ops[1].data.send_message.send_message = request;
-    ops[2].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
-    ops[3].op = GRPC_OP_RECV_INITIAL_METADATA;
-    ops[3].data.recv_initial_metadata.recv_initial_metadata = &headers;
-    ops[4].op = GRPC_OP_RECV_MESSAGE;
-    ops[4].data.recv_message.recv_message = &reply;
-    ops[5].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
-    ops[5].data.recv_status_on_client.trailing_metadata = &trailing;
-    ops[5].data.recv_status_on_client.status = &status;
-    ops[5].data.recv_status_on_client.status_details = &details;
-    if (grpc_call_start_batch(call, ops, 6, ops, NULL) != GRPC_CALL_OK) {
+    grpc_metadata_array_init(&c->headers);
+    grpc_metadata_array_init(&c->trailing);
+    c->ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    c->ops[1].op = GRPC_OP_SEND_MESSAGE;
+    c->ops[1].data.send_message.send_message = c->request;
+    c->ops[2].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
+    c->ops[3].op = GRPC_OP_RECV_INITIAL_METADATA;
+    c->ops[3].data.recv_initial_metadata.recv_initial_metadata = &c->headers;
+    c->ops[4].op = GRPC_OP_RECV_MESSAGE;
+    c->ops[4].data.recv_message.recv_message = &c->reply;
+    c->ops[5].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
+    c->ops[5].data.recv_status_on_client.trailing_metadata = &c->trailing;
+    c->ops[5].data.recv_status_on_client.status = &c->status;
+    c->ops[5].data.recv_status_on_client.status_details = &c->details;
+    if (grpc_call_start_batch(c->call, c->ops, 6, c, NULL) != GRPC_CALL_OK) {
         bench_die("bare gRPC: a batch was refused");
     }
-    ev = grpc_completion_queue_next(b->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC),
-                                    NULL);
-    if (ev.tag != ops || status != GRPC_STATUS_OK || reply == NULL ||
-        grpc_byte_buffer_length(reply) != len) {
-        bench_die("bare gRPC: a call failed with status %d", (int)status);
+}
+
+static void call_end(struct echo_call *c, size_t len)
+{
+    if (c->status != GRPC_STATUS_OK || c->reply == NULL ||
+        grpc_byte_buffer_length(c->reply) != len) {
+        bench_die("bare gRPC: a call failed with status %d", (int)c->status);
     }
-    grpc_byte_buffer_destroy(reply);
-    grpc_byte_buffer_destroy(request);
-    grpc_slice_unref(part);
-    grpc_slice_unref(details);
-    grpc_metadata_array_destroy(&headers);
-    grpc_metadata_array_destroy(&trailing);
-    grpc_call_unref(call);
+    grpc_byte_buffer_destroy(c->reply);
+    grpc_byte_buffer_destroy(c->request);
+    grpc_slice_unref(c->part);
+    grpc_slice_unref(c->details);
+    grpc_metadata_array_destroy(&c->headers);
+    grpc_metadata_array_destroy(&c->trailing);
+    grpc_call_unref(c->call);
+}
+
+void bare_echo_all(struct bare_echo *const *b, unsigned n, const void *data,
+                   size_t len)
+{
+    struct echo_call calls[BARE_ECHO_MAX];
+
+    for (unsigned i = 0; i < n; i++) {
+        call_start(b[i], &calls[i], data, len);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        grpc_event ev = grpc_completion_queue_next(
+            b[0]->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+
+        call_end(ev.tag, len);
+    }
+}
+
+void bare_echo_call(struct bare_echo *b, const void *data, size_t len)
+{
+    bare_echo_all(&b, 1, data, len);
 }
 
 void bare_echo_close(struct bare_echo *b)

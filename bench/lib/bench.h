@@ -20,7 +20,7 @@
 
 #define BENCH_RUNS 5
 #define BENCH_RUNS_MAX 99
-#define BENCH_CHILDREN_MAX 8
+#define BENCH_CHILDREN_MAX 16
 #define BENCH_ADDRESS_MAX 160
 
 /* First thing in main(). `argv0` is used in messages. Children die with the

@@ -9,7 +9,7 @@
  *
  * Ownership: messages are copied. What `done` is given is its own to move.
  * Threads:   any. `done` runs on a handler's thread, or on the one that watches
- *            the deadlines; never inside handlers_submit().
+ *            the deadlines; inside handlers_submit() only with `lend`.
  * Errors:    HEDGE_ENOHANDLER: there is none for this kind. HEDGE_ENOTLEADER:
  *            a leader's handler runs only while this node leads. HEDGE_EBUSY,
  *            HEDGE_ETIMEDOUT as above; HEDGE_EHANDLER with the handler's own
@@ -79,6 +79,10 @@ struct handlers_message {
     struct msg_buf *own; /* Instead of data: moved, also on errors; or NULL. */
     const char *from;
     uint64_t timeout_ms;
+    /* Takes the calling thread for a handler that is known to be quick: true
+     * when it may block from then on. `done` then runs inside
+     * handlers_submit(). NULL: never. */
+    bool (*lend)(void);
     handlers_done_fn done;
     handlers_gone_fn gone; /* NULL: never. */
     void *arg;

@@ -80,6 +80,11 @@ static bool has_room(const struct msg_budget *b, size_t n)
     return b->used <= b->limit && n <= b->limit - b->used;
 }
 
+bool msg_budget_fits(const struct msg_budget *b, size_t n)
+{
+    return n <= b->limit;
+}
+
 bool msg_budget_try(struct msg_budget *b, size_t n)
 {
     bool fits;

@@ -28,6 +28,8 @@ int msg_budget_new(uint64_t limit, struct msg_budget **out);
 void msg_budget_ref(struct msg_budget *b);
 void msg_budget_unref(struct msg_budget *b); /* NULL is fine. */
 uint64_t msg_budget_used(struct msg_budget *b);
+/* Could it ever have room for so much? */
+bool msg_budget_fits(const struct msg_budget *b, size_t n);
 bool msg_budget_try(struct msg_budget *b, size_t n);
 /* Goes beyond the limit if need be. */
 void msg_budget_force(struct msg_budget *b, size_t n);

@@ -17,6 +17,9 @@
 #include <sys/random.h>
 
 #define LOOK_MS 100 /* Who leads? Is anybody still waiting? */
+/* A thread that sends one message after the other polls for its replies. */
+#define HOT_GAP_NS 200000u
+#define HOT_STREAK 4
 #define TIMEOUT_MAX_MS ((uint64_t)24 * 3600 * 1000)
 
 struct exchange;
@@ -51,10 +54,30 @@ struct exchange {
     struct target *targets;
     size_t n_targets, n_open;
 
-    pthread_mutex_t lock;
+    bool hot; /* The thread may poll. */
+
+    pthread_mutex_t lock; /* What follows. */
     pthread_cond_t wake;
     struct list ended;
+    bool sleeping;
 };
+
+/* When this thread's exchange before has ended, and how many have followed one
+ * another. */
+static __thread struct {
+    uint64_t ended_ns;
+    unsigned streak;
+} pace;
+
+/* With the lock held. */
+static void wake_up(struct exchange *x)
+{
+    if (x->sleeping) {
+        x->sleeping = false;
+        rpc_poll_waits(false);
+        pthread_cond_signal(&x->wake);
+    }
+}
 
 static void ended(struct target *t)
 {
@@ -62,7 +85,7 @@ static void ended(struct target *t)
 
     pthread_mutex_lock(&x->lock);
     list_push(&x->ended, &t->link);
-    pthread_cond_signal(&x->wake);
+    wake_up(x);
     pthread_mutex_unlock(&x->lock);
 }
 
@@ -81,13 +104,56 @@ static void route_to(struct target *t, const char *id, const char *address)
     delivery_routed(&t->d, false);
 }
 
+/* Is it known already how to get to the leader? That this node itself leads is
+ * known in any case. */
+static bool known_route(struct target *t)
+{
+    struct hedge_node *n = t->x->n;
+    bool known;
+
+    pthread_mutex_lock(&n->pub_lock);
+    t->here = election_hold_valid(&n->hold, clock_boot_ms());
+    known = !t->here && n->view != NULL && n->route.target[0] != '\0' &&
+            n->route.token == n->leader.token &&
+            n->route.view_token == n->view->token &&
+            n->route.view_version == n->view->version &&
+            strcmp(n->route.id, n->leader.id) == 0;
+    if (known) {
+        memcpy(t->id, n->route.id, sizeof t->id);
+        memcpy(t->address, n->route.target, sizeof t->address);
+        t->token = n->route.token > t->token ? n->route.token : t->token;
+    }
+    pthread_mutex_unlock(&n->pub_lock);
+    return known;
+}
+
+static void remember_route(const struct target *t)
+{
+    struct hedge_node *n = t->x->n;
+
+    pthread_mutex_lock(&n->pub_lock);
+    if (n->view != NULL && strcmp(t->id, n->leader.id) == 0) {
+        n->route.token = n->leader.token;
+        n->route.view_token = n->view->token;
+        n->route.view_version = n->view->version;
+        memcpy(n->route.id, t->id, sizeof n->route.id);
+        memcpy(n->route.target, t->address, sizeof n->route.target);
+    }
+    pthread_mutex_unlock(&n->pub_lock);
+}
+
 static void route_to_leader(struct target *t, uint64_t now_ms)
 {
     struct hedge_node *n = t->x->n;
     struct hedge_leader l = {.id = ""};
-    bool known = hedge_leader(n, &l) == 0;
     struct hedge_error e;
+    bool known;
 
+    if (t->hint[0] == '\0' && known_route(t)) {
+        delivery_routed(&t->d, false);
+        return;
+    }
+    known = hedge_leader(n, &l) == 0;
     t->token = known && l.token > t->token ? l.token : t->token;
     t->here = hedge_has_lock(n, NULL);
     if (t->here) {
@@ -102,6 +168,7 @@ static void route_to_leader(struct target *t, uint64_t now_ms)
     }
     if (known && strcmp(l.id, n->id) != 0) {
         route_to(t, l.id, l.grpc_address);
+        remember_route(t);
         return;
     }
     (void)error_set(&e, HEDGE_ENOLEADER, "the group has no leader at present");
@@ -128,7 +195,12 @@ static void route(struct target *t, uint64_t now_ms)
 
 static void on_rpc(void *arg)
 {
-    ended(arg);
+    struct target *t = arg;
+
+    if (t->x->hot) {
+        rpc_leave_duty();
+    }
+    ended(t);
 }
 
 static void on_handled(void *arg, int rv, const struct hedge_error *e,
@@ -166,7 +238,11 @@ static void start_here(struct target *t, uint64_t now_ms)
     rv = handlers_submit(t->x->n->handlers, &m, &e);
     if (rv != 0) {
         t->busy = false;
-        delivery_failed(&t->d, &e, true, now_ms);
+        /* Room that will never be there is not waited for. */
+        delivery_failed(&t->d, &e,
+                        rv != HEDGE_EEXHAUSTED ||
+                            msg_budget_fits(t->x->n->messages, o->len),
+                        now_ms);
     }
 }
 
@@ -429,15 +505,55 @@ static void take_ended(struct exchange *x, uint64_t now_ms)
     }
 }
 
-/* Sleep until a call has ended or something is due. */
+static bool has_ended(void *arg)
+{
+    struct exchange *x = arg;
+    bool some;
+
+    pthread_mutex_lock(&x->lock);
+    some = !list_empty(&x->ended);
+    pthread_mutex_unlock(&x->lock);
+    return some;
+}
+
+/* One of the calls, when all that is waited for are calls to other nodes: only
+ * those end the wait of a thread that polls. */
+static struct rpc_pending *only_remote(struct exchange *x)
+{
+    struct rpc_pending *own = NULL;
+
+    for (size_t i = 0; i < x->n_targets; i++) {
+        const struct target *t = &x->targets[i];
+
+        if (t->busy && t->local) {
+            return NULL;
+        }
+        own = t->busy ? t->rpc : own;
+    }
+    return own;
+}
+
+/* Until a call has ended or something is due. */
 static void doze(struct exchange *x, uint64_t until_ms)
 {
     struct timespec ts = {.tv_sec = (time_t)(until_ms / 1000),
                           .tv_nsec = (long)(until_ms % 1000) * 1000000};
+    uint64_t now_ms = clock_mono_ms();
 
+    struct rpc_pending *own = x->hot ? only_remote(x) : NULL;
+
+    if (own != NULL && now_ms < until_ms &&
+        rpc_poll(has_ended, x, until_ms - now_ms, own)) {
+        return;
+    }
     pthread_mutex_lock(&x->lock);
     if (list_empty(&x->ended)) {
-        (void)pthread_cond_timedwait(&x->wake, &x->lock, &ts);
+        x->sleeping = true;
+        rpc_poll_waits(true);
+        while (x->sleeping &&
+               pthread_cond_timedwait(&x->wake, &x->lock, &ts) == 0) {
+        }
+        wake_up(x);
     }
     pthread_mutex_unlock(&x->lock);
 }
@@ -530,6 +646,9 @@ static void exchange_init(struct exchange *x, struct hedge_node *n,
     x->o = o;
     x->kind = kind;
     x->look_ms = clock_mono_ms() + LOOK_MS;
+    pace.streak =
+        clock_mono_ns() - pace.ended_ns < HOT_GAP_NS ? pace.streak + 1 : 0;
+    x->hot = pace.streak >= HOT_STREAK;
     list_init(&x->ended);
     pthread_mutex_init(&x->lock, NULL);
     pthread_condattr_init(&attr);
@@ -543,6 +662,7 @@ static void exchange_init(struct exchange *x, struct hedge_node *n,
 
 static void exchange_release(struct exchange *x)
 {
+    pace.ended_ns = clock_mono_ns();
     pthread_cond_destroy(&x->wake);
     pthread_mutex_destroy(&x->lock);
 }
@@ -670,9 +790,16 @@ static void add_targets(struct exchange *x, const struct view *v)
 
     for (size_t i = 0; i < v->n; i++) {
         const struct member *m = &v->members[i];
+        struct target *t;
 
-        if (is_wanted(o, m->id, x->n->id)) {
-            node_target(x->n, m, add_target(x, m->id)->address);
+        if (!is_wanted(o, m->id, x->n->id)) {
+            continue;
+        }
+        t = add_target(x, m->id);
+        if (v->targets != NULL) {
+            memcpy(t->address, v->targets[i], sizeof t->address);
+        } else {
+            node_target(x->n, m, t->address);
         }
     }
     for (size_t i = 0; i < o->n_only; i++) {

@@ -162,16 +162,19 @@ static char *unconst(const char *s)
     return u.out;
 }
 
-/* The message was not handled. What may pass is told as an answer, with what
- * helps the sender; the rest is an error of the call. */
-static void refuse(struct hedge_node *n, struct rpc_call *call,
+/* The message, of `len` bytes, was not handled. What may pass is told as an
+ * answer, with what helps the sender; the rest is an error of the call. */
+static void refuse(struct hedge_node *n, struct rpc_call *call, uint64_t len,
                    const struct hedge_error *e)
 {
     Hedge__V1__DeliverReply m = HEDGE__V1__DELIVER_REPLY__INIT;
     struct hedge_leader l = {.id = ""};
 
-    if (e->code != HEDGE_ENOTLEADER && e->code != HEDGE_EEXHAUSTED &&
-        e->code != HEDGE_ECLOSED) {
+    bool never = e->code == HEDGE_EEXHAUSTED &&
+                 !msg_budget_fits(n->messages, (size_t)len);
+
+    if (never || (e->code != HEDGE_ENOTLEADER && e->code != HEDGE_EEXHAUSTED &&
+                  e->code != HEDGE_ECLOSED)) {
         rpc_fail(call, e->code, e->text);
         return;
     }
@@ -242,7 +245,7 @@ static void on_handled(void *arg, int rv, const struct hedge_error *e,
     struct inbound *in = arg;
 
     if (rv == HEDGE_ENOTLEADER) {
-        refuse(in->n, in->call, e);
+        refuse(in->n, in->call, 0, e);
     } else if (rv != 0) {
         rpc_fail(in->call, rv, e->text);
     } else if (reply->len <= MESSAGING_PIECE) {
@@ -266,6 +269,7 @@ static void deliver(struct hedge_node *n, struct rpc_call *call,
                                   .own = buf,
                                   .from = m->from,
                                   .timeout_ms = m->timeout_ms,
+                                  .lend = rpc_lend_thread,
                                   .done = on_handled,
                                   .gone = has_gone,
                                   .arg = in};
@@ -281,7 +285,7 @@ static void deliver(struct hedge_node *n, struct rpc_call *call,
     in->until_ms = clock_mono_ms() +
                    (m->timeout_ms < UINT32_MAX ? m->timeout_ms : UINT32_MAX);
     if (handlers_submit(n->handlers, &hm, &e) != 0) {
-        refuse(n, call, &e);
+        refuse(n, call, m->len, &e);
         mem_free(in);
     }
 }
@@ -329,7 +333,7 @@ void serve_deliver(struct rpc_call *call, void *ctx, const void *req,
         m->data.len = 0;
     }
     if (e.code != 0) {
-        refuse(n, call, &e);
+        refuse(n, call, m->len, &e);
     } else {
         deliver(n, call, m, &buf);
     }
@@ -415,7 +419,7 @@ void serve_put(struct rpc_call *call, void *ctx, const void *req, size_t len)
         return;
     }
     if (add_piece(n, m, &p, &e) != 0) {
-        refuse(n, call, &e);
+        refuse(n, call, m->len, &e);
     } else if (p->buf.len == m->len) {
         deliver(n, call, m, &p->buf);
         part_free(n->parts, p);
@@ -426,7 +430,7 @@ void serve_put(struct rpc_call *call, void *ctx, const void *req, size_t len)
         (void)error_set(&e, HEDGE_EEXHAUSTED,
                         "node %s has %d messages that arrive in pieces", n->id,
                         PARTS_MAX);
-        refuse(n, call, &e);
+        refuse(n, call, m->len, &e);
     }
     pb_free(m);
 }

@@ -155,7 +155,7 @@ static int relay_run(struct relay *r, struct hedge_error *e)
     if (pthread_create(&r->thread, NULL, relay_back, r) != 0) {
         return error_set(e, HEDGE_EEXHAUSTED, "no thread for a stream");
     }
-    (void)pthread_setname_np(r->thread, "hedge-relay");
+    (void)pthread_setname_np(r->thread, "hedge-pass");
     rv = relay_forth(r, e);
     if (rv != 0) {
         msg_stream_cancel(r->far);

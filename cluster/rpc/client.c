@@ -329,6 +329,11 @@ int rpc_call_start(struct rpc_channel *c, const char *path, const void *request,
     return rv;
 }
 
+grpc_call *rpc_pending_call(struct rpc_pending *p)
+{
+    return p->call;
+}
+
 void rpc_call_cancel(struct rpc_pending *p)
 {
     (void)grpc_call_cancel_with_status(p->call, GRPC_STATUS_CANCELLED,

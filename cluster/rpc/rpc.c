@@ -12,12 +12,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned users;
 static bool core_runs, core_stays; /* Started; not to be ended. */
 static grpc_completion_queue *queue;
-static pthread_t io_thread;
 
 /* --- the I/O thread ---------------------------------------------------------
  */
 
-static void run_tag(void *tag, bool ok)
+void rpc_run_tag(void *tag, bool ok)
 {
     struct rpc_tag *t = tag;
 
@@ -28,23 +27,6 @@ static void run_tag(void *tag, bool ok)
         ok = t->moved_ok;
     }
     t->fn(t, ok);
-}
-
-static void *io_main(void *arg)
-{
-    grpc_completion_queue *cq = arg;
-    grpc_event ev;
-
-    for (;;) {
-        ev = grpc_completion_queue_next(cq, gpr_inf_future(GPR_CLOCK_MONOTONIC),
-                                        NULL);
-        if (ev.type == GRPC_QUEUE_SHUTDOWN) {
-            break;
-        }
-        assert(ev.type == GRPC_OP_COMPLETE);
-        run_tag(ev.tag, ev.success != 0);
-    }
-    return NULL;
 }
 
 void rpc_signals_block(sigset_t *old)
@@ -73,25 +55,24 @@ static void core_end(void)
 static int start_all(void)
 {
     sigset_t old;
-    int rc;
+    int rv;
 
     rpc_signals_block(&old);
     if (!core_runs) {
         grpc_init();
         core_runs = true;
     }
-    queue = grpc_completion_queue_create_for_next(NULL);
-    rc = pthread_create(&io_thread, NULL, io_main, queue);
     rpc_signals_restore(&old);
-    if (rc != 0) {
+    queue = grpc_completion_queue_create_for_next(NULL);
+    rv = rpc_duty_start(queue);
+    if (rv != 0) {
         grpc_completion_queue_shutdown(queue);
-        (void)io_main(queue);
+        (void)grpc_completion_queue_next(
+            queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
         grpc_completion_queue_destroy(queue);
         core_end();
-        return HEDGE_ENOMEM;
     }
-    (void)pthread_setname_np(io_thread, "hedge-rpc-io");
-    return 0;
+    return rv;
 }
 
 int rpc_init(void)
@@ -112,8 +93,7 @@ void rpc_shutdown(void)
     pthread_mutex_lock(&lock);
     assert(users > 0);
     if (--users == 0) {
-        grpc_completion_queue_shutdown(queue);
-        pthread_join(io_thread, NULL);
+        rpc_duty_end();
         grpc_completion_queue_destroy(queue);
         queue = NULL;
         core_end();
@@ -170,7 +150,7 @@ int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
         return rv;
     }
     if (done == tag) {
-        run_tag(done, ok != 0);
+        rpc_run_tag(done, ok != 0);
     } else {
         move_tag(call, done, ok != 0);
     }

@@ -40,6 +40,25 @@ int rpc_code_from_name(const char *name, size_t len);
  * ended before the process; call it first in main(), before any thread. */
 void rpc_process_setup(void);
 
+/* --- saving wake-ups (duty.c) ---------------------------------------------
+ *
+ * For those few to whom the microseconds matter that it takes to wake another
+ * thread. */
+
+/* In an inline handler: what it does until it returns may block; other calls
+ * are served meanwhile. False: not on this thread; hand it to another one. */
+bool rpc_lend_thread(void);
+/* Instead of sleeping until a completion wakes this thread: work on completions
+ * until done(arg), or until the time is up. `own` is a call of this thread's
+ * that is under way. False, at once: another thread does so; sleep, between
+ * rpc_poll_waits(true) and (false). No locks may be held. */
+struct rpc_pending;
+bool rpc_poll(bool (*done)(void *arg), void *arg, uint64_t timeout_ms,
+              struct rpc_pending *own);
+void rpc_poll_waits(bool waits);
+/* In a rpc_done_fn: whom it wakes will soon call rpc_poll(). */
+void rpc_leave_duty(void);
+
 /* --- messages ------------------------------------------------------------- */
 
 typedef void (*rpc_release_fn)(void *arg);

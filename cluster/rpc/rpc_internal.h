@@ -63,6 +63,14 @@ int rpc_start(grpc_call *call, const grpc_op *ops, size_t n,
 int rpc_start_here(grpc_call *call, const grpc_op *ops, size_t n,
                    struct rpc_tag *tag);
 
+void rpc_run_tag(void *tag, bool ok);
+
+/* Polling (duty.c): from _start to _end some thread takes completions off the
+ * queue. _end shuts the queue down, and everything must have been freed. */
+int rpc_duty_start(grpc_completion_queue *queue);
+void rpc_duty_end(void);
+grpc_call *rpc_pending_call(struct rpc_pending *p);
+
 /* --- time and threads (rpc.c) --------------------------------------------- */
 
 #define RPC_NEVER UINT64_MAX

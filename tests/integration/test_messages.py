@@ -624,9 +624,9 @@ class Faults(DaemonTest):
 
     def test_leader_stopped_during_send_with_retries(self):
         """A leader that hangs loses its lease; the message goes to the next
-        one although no connection has broken."""
+        one although no connection has broken: that would take 15 s."""
         self.start(leader_handler=self.slow_handler())
-        p = hedgectl_start("--timeout", "60s", "send", "hello", "--retries",
+        p = hedgectl_start("--timeout", "14s", "send", "hello", "--retries",
                            "-1", node=self.others[0])
         wait_until("the handler to run",
                    lambda: os.path.exists(self.marker("running")))

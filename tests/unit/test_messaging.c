@@ -306,8 +306,9 @@ static void too_long(void **state)
         HEDGE_ETOOBIG);
     /* More than the whole budget of the leader. */
     for (unsigned i = 0; i < NODES; i++) {
-        assert_int_equal(hedge_send(c->m[i].node, data, 40 * MIB, 300, &r, &e),
-                         HEDGE_EEXHAUSTED);
+        assert_int_equal(
+            hedge_send(c->m[i].node, data, 40 * MIB, WAIT_MS, &r, &e),
+            HEDGE_EEXHAUSTED);
         assert_non_null(strstr(e.text, "--message-limit"));
     }
     free(data);
@@ -828,6 +829,52 @@ static void a_broadcast_stream(void **state)
     hedge_stream_close(s);
 }
 
+/* Its handler hangs, its connection lives: the others go on, without it from
+ * some time on, which is told. */
+static void a_member_that_takes_nothing(void **state)
+{
+    struct cluster *c = *state;
+    static char data[64 << 10];
+    struct hedge_message m = {.data = data, .len = sizeof data, .from = ""};
+    unsigned replies[NODES] = {0}, failed = 0;
+    struct hedge_message got;
+    struct hedge_stream *s;
+    struct hedge_error e;
+    int rv;
+
+    memset(data, 'e', sizeof data);
+    (void)let_two_go(c);
+    assert_int_equal(
+        hedge_stream_broadcast(c->m[0].node, false, WAIT_MS, &s, &e), 0);
+    assert_int_equal(stream_text(s, "hang"), 0);
+    for (unsigned i = 0; i < 100; i++) {
+        assert_int_equal(hedge_stream_send(s, &m, WAIT_MS), 0);
+        while ((rv = hedge_stream_recv(s, 0, &got, &e)) == 0) {
+            replies[index_of(c, got.from)]++;
+        }
+        failed += got.from[0] != '\0';
+    }
+    assert_int_equal(hedge_stream_close_send(s), 0);
+    while ((rv = hedge_stream_recv(s, WAIT_MS, &got, &e)) != HEDGE_EEND) {
+        if (rv == 0) {
+            replies[index_of(c, got.from)]++;
+        } else {
+            assert_int_equal(rv, HEDGE_ETIMEDOUT);
+            assert_int_equal(index_of(c, got.from), 2);
+            failed++;
+        }
+    }
+    assert_int_equal(failed, 1);
+    assert_int_equal(replies[0], 101);
+    assert_int_equal(replies[1], 101);
+    assert_int_equal(replies[2], 0);
+    hedge_stream_close(s);
+    (void)sem_post(&c->m[2].leave);
+    for (unsigned i = 0; i < NODES; i++) {
+        (void)sem_wait(&c->m[i].entered);
+    }
+}
+
 /* --- the end: they change the cluster ------------------------------------- */
 
 /* Sends with retries go on over a change of leader, also those that wait for
@@ -918,6 +965,7 @@ int main(void)
         cmocka_unit_test(a_stream_handler_that_fails),
         cmocka_unit_test(as_many_streams_as_there_may_be),
         cmocka_unit_test(a_broadcast_stream),
+        cmocka_unit_test(a_member_that_takes_nothing),
         cmocka_unit_test(the_leader_stops),
         cmocka_unit_test(no_handlers),
     };
