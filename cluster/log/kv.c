@@ -1,5 +1,7 @@
 #include "cluster/log/kv.h"
 
+#include "cluster/log/put_queue.h"
+
 #include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
@@ -19,10 +21,6 @@
 #define RETRY_MS 20u
 /* How long a turn to write is waited for, whatever the deadlines say. */
 #define TURN_MS 5000u
-/* What is left of a deadline when it counts as passed: an error with a reason
- * is to get back before the caller gives up. */
-#define SLACK_MS 20u
-#define GIVE_UP_MS 40u /* What is not worth another try. */
 #define FOLLOW_MIN_MS 2u
 #define FOLLOW_MAX_MS 20u
 /* Those who were just answered mostly come again at once: waiting for them, up
@@ -39,12 +37,10 @@ struct kv {
     pthread_cond_t far;   /* For the forwarders. */
     pthread_cond_t news;  /* For followers, and who waits for budget. */
     pthread_cond_t settled;
-    struct list queue;
-    size_t n_queued;                 /* Operations. */
-    size_t n_live;                   /* Queued or under way. */
-    uint64_t used_bytes, read_bytes; /* The second: of the first, readers'. */
+    struct put_queue q;
+    size_t n_live;                   /* Operations queued or under way. */
     uint64_t n_puts, n_transactions; /* Committed. */
-    bool closing, gathering, leading;
+    bool gathering;
     size_t gather_for;
 
     struct list done; /* For the completer. */
@@ -143,19 +139,6 @@ static void make_ids(struct engine_put *puts, size_t n)
 /* --- ending operations ------------------------------------------------------
  */
 
-/* With kv->lock held: the operation is over but for telling its owner. */
-static void op_end(struct kv *kv, struct kv_op *op, int status,
-                   const struct hedge_error *e, struct list *ended)
-{
-    op->status = status;
-    if (status != 0 && e != NULL) {
-        op->error = *e;
-    }
-    assert(kv->used_bytes >= op->charge);
-    kv->used_bytes -= op->charge;
-    list_push(ended, &op->link);
-}
-
 /* With kv->lock held, which is dropped meanwhile. `done` may end the life of
  * the operation. */
 static void tell(struct kv *kv, struct list *ended)
@@ -213,7 +196,7 @@ static void *completer_main(void *arg)
 
     list_init(&mine);
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing || kv->n_live > 0) {
+    while (!kv->q.closing || kv->n_live > 0) {
         if (list_empty(&kv->done)) {
             (void)wait_ms(&kv->to_complete, &kv->lock, IDLE_MS / 10);
             continue;
@@ -225,193 +208,19 @@ static void *completer_main(void *arg)
     return NULL;
 }
 
-static int late_error(struct kv_op *op, bool leads)
-{
-    if (op->error.code == HEDGE_ETIMEDOUT) {
-        return HEDGE_ETIMEDOUT; /* With its reason. */
-    }
-    if (op->sent) {
-        const char *late = "the leader has not answered in time; the put may "
-                           "yet happen";
-
-        if (op->error.text[0] == '\0') {
-            return error_set(&op->error, HEDGE_ETIMEDOUT, "%s", late);
-        }
-        (void)error_prefix(&op->error, "%s", late);
-        op->error.code = HEDGE_ETIMEDOUT;
-        return HEDGE_ETIMEDOUT;
-    }
-    if (leads) {
-        return error_set(&op->error, HEDGE_ETIMEDOUT,
-                         "the log was busy with what came before for all the "
-                         "time there was; nothing was written");
-    }
-    return error_set(&op->error, HEDGE_ENOLEADER,
-                     "the group has no leader at present");
-}
-
-/* With kv->lock held: fail what waits and cannot wait any longer, or not for
- * somebody else. true: there was such, and the lock was dropped meanwhile. */
+/* With kv->lock held. true: something was ended, and the lock was dropped
+ * meanwhile. */
 static bool weed(struct kv *kv, bool leads, uint64_t token)
 {
-    uint64_t now = clock_mono_ms();
-    struct list ended, *l, *tmp;
+    struct list ended;
 
     list_init(&ended);
-    list_foreach_safe (l, tmp, &kv->queue) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-        int rv = 0;
-
-        if (kv->closing) {
-            rv = error_set(&op->error, HEDGE_ECLOSED, "the node stops");
-        } else if (op->token != 0 && (!leads || op->token != token)) {
-            rv = error_set(&op->error, HEDGE_EFENCED,
-                           "token %llu is not this node's any more",
-                           (unsigned long long)op->token);
-        } else if ((op->flags & KV_LEADER_ONLY) != 0 && !leads) {
-            rv = error_set(&op->error, HEDGE_ENOTLEADER,
-                           "this node is not the leader");
-        } else if (now + SLACK_MS >= op->deadline_ms) {
-            rv = late_error(op, leads);
-        }
-        if (rv != 0) {
-            list_remove(l);
-            kv->n_queued--;
-            op_end(kv, op, rv, NULL, &ended);
-        }
-    }
+    put_queue_weed(&kv->q, leads, token, clock_mono_ms(), &ended);
     if (list_empty(&ended)) {
         return false;
     }
     hand_out(kv, &ended);
     return true;
-}
-
-/* --- batches ----------------------------------------------------------------
- */
-
-/* May it be appended under this token (here), or be sent (0)? */
-static bool fits(const struct kv_op *op, uint64_t token)
-{
-    return token != 0 ? op->token == 0 || op->token == token
-                      : op->token == 0 && (op->flags & KV_LEADER_ONLY) == 0;
-}
-
-/* With kv->lock held: what is appended together. Returns the puts. */
-static size_t take(struct kv *kv, uint64_t token, struct list *batch,
-                   uint64_t *deadline_ms)
-{
-    size_t n = 0, bytes = 0;
-    struct list *l, *tmp;
-
-    *deadline_ms = UINT64_MAX;
-    list_foreach_safe (l, tmp, &kv->queue) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        if (!fits(op, token)) {
-            continue; /* weed()'s. */
-        }
-        if (!list_empty(batch) &&
-            (bytes + op->bytes > KV_BATCH_BYTES || n + op->n > KV_BATCH_PUTS)) {
-            break;
-        }
-        list_remove(l);
-        list_push(batch, l);
-        kv->n_queued--;
-        n += op->n;
-        bytes += op->bytes;
-        if (op->deadline_ms < *deadline_ms) {
-            *deadline_ms = op->deadline_ms;
-        }
-    }
-    return n;
-}
-
-/* With kv->lock held: they wait again, before all others. */
-static void put_back(struct kv *kv, struct list *batch)
-{
-    struct list *l;
-
-    while (!list_empty(batch)) {
-        l = batch->prev;
-        list_remove(l);
-        list_push_front(&kv->queue, l);
-        kv->n_queued++;
-    }
-}
-
-static void copy_in(struct engine_put *to, struct list *batch)
-{
-    struct list *l;
-
-    list_foreach (l, batch) {
-        const struct kv_op *op = container_of(l, struct kv_op, link);
-
-        if (op->n > 0) {
-            memcpy(to, op->puts, op->n * sizeof *to);
-            to += op->n;
-        }
-    }
-}
-
-static void copy_out(const struct engine_put *from, struct list *batch)
-{
-    struct list *l;
-
-    list_foreach (l, batch) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        for (size_t i = 0; i < op->n; i++) {
-            op->puts[i].revision = from[i].revision;
-            op->puts[i].timestamp_ms = from[i].timestamp_ms;
-            op->puts[i].repeated = from[i].repeated;
-        }
-        from += op->n;
-    }
-}
-
-static uint64_t left_ms(uint64_t deadline_ms)
-{
-    uint64_t now = clock_mono_ms();
-
-    return deadline_ms > now + SLACK_MS ? deadline_ms - now - SLACK_MS : 1;
-}
-
-/* With kv->lock held: the batch has failed in a way that may pass. */
-static void retry(struct kv *kv, struct list *batch,
-                  const struct hedge_error *why, bool sent, bool give_up)
-{
-    uint64_t now = clock_mono_ms();
-    struct list ended, *l, *tmp;
-
-    list_init(&ended);
-    list_foreach_safe (l, tmp, batch) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        op->sent = op->sent || sent;
-        op->error = *why;
-        if (give_up || now + GIVE_UP_MS >= op->deadline_ms) {
-            list_remove(l);
-            op_end(kv, op, give_up ? why->code : late_error(op, kv->leading),
-                   NULL, &ended);
-        }
-    }
-    put_back(kv, batch);
-    if (!list_empty(&ended)) {
-        hand_out(kv, &ended);
-    }
-}
-
-static void end_batch(struct kv *kv, struct list *batch, int status,
-                      const struct hedge_error *e)
-{
-    struct list ended, *l;
-
-    list_init(&ended);
-    while ((l = list_pop(batch)) != NULL) {
-        op_end(kv, container_of(l, struct kv_op, link), status, e, &ended);
-    }
-    hand_out(kv, &ended);
 }
 
 /* --- committing -------------------------------------------------------------
@@ -430,7 +239,7 @@ static void gather(struct kv *kv)
     }
     kv->gathering = true;
     kv->gather_for = kv->last_batch;
-    while (kv->n_queued < kv->gather_for && !kv->closing &&
+    while (kv->q.n_queued < kv->gather_for && !kv->q.closing &&
            wait_ns(&kv->work, &kv->lock, until_ns)) {
     }
     kv->gathering = false;
@@ -450,46 +259,45 @@ static void note_revision(struct kv *kv, const struct engine_put *puts,
 static void commit(struct kv *kv, uint64_t token)
 {
     struct hedge_error e = {0};
-    struct list batch;
+    struct list batch, ended;
     uint64_t deadline_ms, start_ns, timeout_ms;
-    size_t n, ops = kv->n_queued;
+    size_t n, ops = kv->q.n_queued;
+    bool again;
     int rv;
 
     list_init(&batch);
-    n = take(kv, token, &batch, &deadline_ms);
-    ops -= kv->n_queued;
+    n = put_queue_take(&kv->q, token, &batch, &deadline_ms);
+    ops -= kv->q.n_queued;
     if (ops == 0) {
         return;
     }
     pthread_mutex_unlock(&kv->lock);
-    timeout_ms = left_ms(deadline_ms);
+    timeout_ms = put_queue_left_ms(deadline_ms, clock_mono_ms());
     timeout_ms = timeout_ms < TURN_MS ? timeout_ms : TURN_MS;
-    copy_in(kv->batch, &batch);
+    put_queue_copy_in(kv->batch, &batch);
     start_ns = clock_mono_ns();
     rv = engine_append(kv->o.engine, token, kv->o.id, kv->batch, n, timeout_ms,
                        &e);
     kv->last_commit_ns = clock_mono_ns() - start_ns;
     kv->last_batch = ops;
     if (rv == 0) {
-        copy_out(kv->batch, &batch);
+        put_queue_copy_out(kv->batch, &batch);
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? n : 0;
-    if (rv == HEDGE_ETIMEDOUT) {
-        retry(kv, &batch, &e, false, timeout_ms >= TURN_MS);
-    } else if (rv == HEDGE_EFENCED) {
-        /* Nothing was written: whoever leads now is to do it. */
-        log_warn("kv", "%s", e.text);
-        kv->leading = false;
-        retry(kv, &batch, &e, false, false);
+    if (rv != 0 && rv != HEDGE_ETIMEDOUT) {
+        log_warn("kv", "the log: %s", e.text);
+    }
+    list_init(&ended);
+    again = put_queue_appended(&kv->q, &batch, rv, &e, timeout_ms >= TURN_MS,
+                               clock_mono_ms(), &ended);
+    if (!list_empty(&ended)) {
+        hand_out(kv, &ended);
+    }
+    if (again && rv == HEDGE_EFENCED) {
         (void)wait_ms(&kv->work, &kv->lock, RETRY_MS);
-    } else {
-        if (rv != 0) {
-            log_warn("kv", "the log: %s", e.text);
-        }
-        end_batch(kv, &batch, rv, &e);
     }
 }
 
@@ -499,11 +307,11 @@ static void *committer_main(void *arg)
     uint64_t token = 0, raised = 0;
 
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing || kv->n_queued > 0) {
-        bool leads = !kv->closing && kv->o.leads(kv->o.ctx, &token);
+    while (!kv->q.closing || kv->q.n_queued > 0) {
+        bool leads = !kv->q.closing && kv->o.leads(kv->o.ctx, &token);
 
-        if (leads != kv->leading) {
-            kv->leading = leads;
+        if (leads != kv->q.leading) {
+            kv->q.leading = leads;
             pthread_cond_broadcast(&kv->far);
         }
         if (leads && token != raised) {
@@ -523,12 +331,12 @@ static void *committer_main(void *arg)
         if (weed(kv, leads, token)) {
             continue; /* It may not lead any more. */
         }
-        if (leads && kv->n_queued > 0) {
+        if (leads && kv->q.n_queued > 0) {
             gather(kv);
             commit(kv, token);
-        } else if (!kv->closing) {
+        } else if (!kv->q.closing) {
             (void)wait_ms(&kv->work, &kv->lock,
-                          kv->n_queued > 0 ? RETRY_MS : IDLE_MS);
+                          kv->q.n_queued > 0 ? RETRY_MS : IDLE_MS);
         }
     }
     pthread_mutex_unlock(&kv->lock);
@@ -538,64 +346,43 @@ static void *committer_main(void *arg)
 /* --- forwarding -------------------------------------------------------------
  */
 
-static bool may_pass(int rv)
-{
-    return rv == HEDGE_ENOTLEADER || rv == HEDGE_ENOLEADER ||
-           rv == HEDGE_EUNAVAILABLE || rv == HEDGE_ECANCELED ||
-           rv == HEDGE_ECLOSED || rv == HEDGE_ETIMEDOUT ||
-           rv == HEDGE_EEXHAUSTED || rv == HEDGE_EFENCED;
-}
-
-static bool was_sent(int rv)
-{
-    return rv != HEDGE_ENOTLEADER && rv != HEDGE_ENOLEADER &&
-           rv != HEDGE_EEXHAUSTED && rv != HEDGE_EFENCED;
-}
-
 /* With kv->lock held. */
 static void forward(struct kv *kv, struct engine_put *puts)
 {
     struct hedge_error e = {0};
-    struct list batch, *l;
+    struct list batch, ended, *l;
     uint64_t deadline_ms;
+    bool again;
     size_t n;
     int rv;
 
     list_init(&batch);
-    n = take(kv, 0, &batch, &deadline_ms);
+    n = put_queue_take(&kv->q, 0, &batch, &deadline_ms);
     pthread_mutex_unlock(&kv->lock);
     list_foreach (l, &batch) {
         struct kv_op *op = container_of(l, struct kv_op, link);
 
         make_ids(op->puts, op->n);
     }
-    copy_in(puts, &batch);
-    rv = kv->o.forward(kv->o.ctx, puts, n, left_ms(deadline_ms), &e);
+    put_queue_copy_in(puts, &batch);
+    rv = kv->o.forward(kv->o.ctx, puts, n,
+                       put_queue_left_ms(deadline_ms, clock_mono_ms()), &e);
     if (rv == 0) {
-        copy_out(puts, &batch);
+        put_queue_copy_out(puts, &batch);
     }
     pthread_mutex_lock(&kv->lock);
-    if (may_pass(rv)) {
-        retry(kv, &batch, &e, was_sent(rv), false);
+    list_init(&ended);
+    again =
+        put_queue_forwarded(&kv->q, &batch, rv, &e, clock_mono_ms(), &ended);
+    if (!list_empty(&ended)) {
+        hand_out(kv, &ended);
+    }
+    if (again) {
         pthread_cond_signal(&kv->work);
-        if (!kv->closing) {
+        if (!kv->q.closing) {
             (void)wait_ms(&kv->far, &kv->lock, RETRY_MS);
         }
-    } else {
-        end_batch(kv, &batch, rv, &e);
     }
-}
-
-/* Something is there that may be sent. */
-static bool for_others(const struct kv *kv)
-{
-    const struct kv_op *op;
-
-    if (kv->leading || kv->closing || list_empty(&kv->queue)) {
-        return false;
-    }
-    op = container_of(kv->queue.next, struct kv_op, link);
-    return fits(op, 0);
 }
 
 static void *forwarder_main(void *arg)
@@ -604,8 +391,8 @@ static void *forwarder_main(void *arg)
     struct engine_put *puts = mem_alloc(KV_BATCH_PUTS * sizeof *puts);
 
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing) {
-        if (puts == NULL || !for_others(kv)) {
+    while (!kv->q.closing) {
+        if (puts == NULL || !put_queue_for_others(&kv->q)) {
             (void)wait_ms(&kv->far, &kv->lock, IDLE_MS);
         } else {
             forward(kv, puts);
@@ -619,63 +406,22 @@ static void *forwarder_main(void *arg)
 /* --- asking -----------------------------------------------------------------
  */
 
-static size_t op_bytes(const struct kv_op *op)
-{
-    size_t bytes = 0;
-
-    for (size_t i = 0; i < op->n; i++) {
-        bytes += op->puts[i].key_len + op->puts[i].value_len;
-    }
-    return bytes;
-}
-
-/* With kv->lock held. Readers wait for their clients' pace: half of the budget
- * is not for them. One of each kind may be larger than what there is. */
-static bool has_room(const struct kv *kv, uint64_t bytes, bool reading)
-{
-    uint64_t used = kv->used_bytes, half = kv->o.budget_bytes / 2;
-
-    if (used + bytes <= kv->o.budget_bytes &&
-        (!reading || kv->read_bytes + bytes <= half)) {
-        return true;
-    }
-    return reading ? kv->read_bytes == 0 && used <= half
-                   : used == kv->read_bytes;
-}
-
 /* With kv->lock held. */
 static int enqueue(struct kv *kv, struct kv_op *op, struct hedge_error *e)
 {
-    if (kv->closing) {
-        return error_set(e, HEDGE_ECLOSED, "the node stops");
+    int rv = put_queue_add(&kv->q, op, e);
+
+    if (rv != 0) {
+        return rv;
     }
-    if (op->charge > 0 && !has_room(kv, op->charge, false)) {
-        return error_set(e, HEDGE_EEXHAUSTED,
-                         "puts of %llu bytes wait already, the message limit "
-                         "is used up",
-                         (unsigned long long)kv->used_bytes);
-    }
-    kv->used_bytes += op->charge;
     kv->n_live++;
-    kv->n_queued++;
-    list_push(&kv->queue, &op->link);
-    if (!kv->gathering || kv->n_queued >= kv->gather_for) {
+    if (!kv->gathering || kv->q.n_queued >= kv->gather_for) {
         pthread_cond_signal(&kv->work);
     }
-    if (!kv->leading) {
+    if (!kv->q.leading) {
         pthread_cond_signal(&kv->far);
     }
     return 0;
-}
-
-static void op_init(struct kv_op *op)
-{
-    op->bytes = op_bytes(op);
-    op->charge = (op->flags & KV_RESERVED) != 0 ? 0 : op->bytes;
-    op->sent = false;
-    op->status = 0;
-    error_clear(&op->error);
-    list_init(&op->link);
 }
 
 int kv_submit(struct kv *kv, struct kv_op *op, struct hedge_error *e)
@@ -683,7 +429,7 @@ int kv_submit(struct kv *kv, struct kv_op *op, struct hedge_error *e)
     int rv;
 
     assert(op->n <= KV_BATCH_PUTS && op->done != NULL);
-    op_init(op);
+    put_queue_op_init(op);
     pthread_mutex_lock(&kv->lock);
     rv = enqueue(kv, op, e);
     pthread_mutex_unlock(&kv->lock);
@@ -710,7 +456,7 @@ static int run_sync(struct kv *kv, struct sync_op *s, struct hedge_error *e)
 
     assert(s->op.n <= KV_BATCH_PUTS);
     s->op.done = on_sync_done;
-    op_init(&s->op);
+    put_queue_op_init(&s->op);
     (void)sem_init(&s->done, 0, 0);
     pthread_mutex_lock(&kv->lock);
     while ((rv = enqueue(kv, &s->op, e)) == HEDGE_EEXHAUSTED &&
@@ -789,13 +535,13 @@ int kv_wait(struct kv *kv, uint64_t seen, uint64_t timeout_ms, uint64_t *now,
             return error_set(e, HEDGE_ETIMEDOUT, "nothing new");
         }
         pthread_mutex_lock(&kv->lock);
-        if (!kv->closing && atomic_load(&kv->revision) <= seen) {
+        if (!kv->q.closing && atomic_load(&kv->revision) <= seen) {
             uint64_t left = until_ms - clock_mono_ms();
 
             (void)wait_ms(&kv->news, &kv->lock,
                           left < pause_ms ? left : pause_ms);
         }
-        closing = kv->closing;
+        closing = kv->q.closing;
         pthread_mutex_unlock(&kv->lock);
         pause_ms = pause_ms * 2 < FOLLOW_MAX_MS ? pause_ms * 2 : FOLLOW_MAX_MS;
     }
@@ -808,21 +554,22 @@ static int reserve(struct kv *kv, uint64_t bytes, bool reading,
     int rv = 0;
 
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing && !has_room(kv, bytes, reading) && rv == 0) {
+    while (!kv->q.closing && !put_queue_has_room(&kv->q, bytes, reading) &&
+           rv == 0) {
         if (clock_mono_ms() >= until_ms) {
             rv = error_set(e, HEDGE_EEXHAUSTED,
                            "the message limit is used up: %llu bytes wait "
                            "already",
-                           (unsigned long long)kv->used_bytes);
+                           (unsigned long long)kv->q.used_bytes);
         } else {
             (void)wait_ms(&kv->news, &kv->lock, RETRY_MS);
         }
     }
-    if (kv->closing) {
+    if (kv->q.closing) {
         rv = error_set(e, HEDGE_ECLOSED, "the node stops");
     }
-    kv->used_bytes += rv == 0 ? bytes : 0;
-    kv->read_bytes += rv == 0 && reading ? bytes : 0;
+    kv->q.used_bytes += rv == 0 ? bytes : 0;
+    kv->q.read_bytes += rv == 0 && reading ? bytes : 0;
     pthread_mutex_unlock(&kv->lock);
     return rv;
 }
@@ -842,9 +589,9 @@ int kv_reserve_read(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
 static void release(struct kv *kv, uint64_t bytes, uint64_t read_bytes)
 {
     pthread_mutex_lock(&kv->lock);
-    assert(kv->used_bytes >= bytes && kv->read_bytes >= read_bytes);
-    kv->used_bytes -= bytes;
-    kv->read_bytes -= read_bytes;
+    assert(kv->q.used_bytes >= bytes && kv->q.read_bytes >= read_bytes);
+    kv->q.used_bytes -= bytes;
+    kv->q.read_bytes -= read_bytes;
     pthread_cond_broadcast(&kv->news);
     pthread_mutex_unlock(&kv->lock);
 }
@@ -898,14 +645,14 @@ int kv_new(const struct kv_options *o, struct kv **out)
         return HEDGE_ENOMEM;
     }
     kv->o = *o;
-    kv->leading = o->leads(o->ctx, &token);
+    kv->q.leading = o->leads(o->ctx, &token);
     pthread_mutex_init(&kv->lock, NULL);
     cond_init(&kv->work);
     cond_init(&kv->far);
     cond_init(&kv->news);
     cond_init(&kv->settled);
     cond_init(&kv->to_complete);
-    list_init(&kv->queue);
+    put_queue_init(&kv->q, o->budget_bytes);
     list_init(&kv->done);
     kv->batch = mem_alloc(KV_BATCH_PUTS * sizeof *kv->batch);
     rv = kv->batch != NULL ? 0 : HEDGE_ENOMEM;
@@ -925,7 +672,7 @@ int kv_new(const struct kv_options *o, struct kv **out)
 void kv_stop(struct kv *kv)
 {
     pthread_mutex_lock(&kv->lock);
-    kv->closing = true;
+    kv->q.closing = true;
     pthread_cond_broadcast(&kv->work);
     pthread_cond_broadcast(&kv->far);
     pthread_cond_broadcast(&kv->news);
@@ -946,7 +693,7 @@ void kv_free(struct kv *kv)
     for (unsigned i = 0; i < kv->n_threads; i++) {
         (void)pthread_join(kv->threads[i], NULL);
     }
-    assert(kv->n_queued == 0 && list_empty(&kv->done));
+    assert(kv->q.n_queued == 0 && list_empty(&kv->done));
     pthread_cond_destroy(&kv->work);
     pthread_cond_destroy(&kv->far);
     pthread_cond_destroy(&kv->news);
@@ -963,9 +710,9 @@ void kv_use(struct kv *kv, struct kv_use *out)
     *out = (struct kv_use){.revision = atomic_load(&kv->revision),
                            .puts = kv->n_puts,
                            .transactions = kv->n_transactions,
-                           .queued = kv->n_queued,
+                           .queued = kv->q.n_queued,
                            .live = kv->n_live,
-                           .used_bytes = kv->used_bytes,
+                           .used_bytes = kv->q.used_bytes,
                            .limit_bytes = kv->o.budget_bytes};
     pthread_mutex_unlock(&kv->lock);
 }
