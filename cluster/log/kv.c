@@ -23,134 +23,6 @@
 #define GAP_MIN_NS 50000u
 #define GAP_MAX_NS 500000u
 
-/* --- batches ----------------------------------------------------------------
- */
-
-/* May it be appended under this token (here), or be sent (0)? */
-static bool fits(const struct kv_op *op, uint64_t token)
-{
-    return token != 0 ? op->token == 0 || op->token == token
-                      : op->token == 0 && (op->flags & KV_LEADER_ONLY) == 0;
-}
-
-/* With kv->lock held: what is appended together. Returns the puts. */
-static size_t take(struct kv *kv, uint64_t token, struct list *batch,
-                   uint64_t *deadline_ms)
-{
-    size_t n = 0, bytes = 0;
-    struct list *l, *tmp;
-
-    *deadline_ms = UINT64_MAX;
-    list_foreach_safe (l, tmp, &kv->queue) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        if (!fits(op, token)) {
-            continue; /* kv_weed()'s. */
-        }
-        if (!list_empty(batch) &&
-            (bytes + op->bytes > KV_BATCH_BYTES || n + op->n > KV_BATCH_PUTS)) {
-            break;
-        }
-        list_remove(l);
-        list_push(batch, l);
-        kv->n_queued--;
-        n += op->n;
-        bytes += op->bytes;
-        if (op->deadline_ms < *deadline_ms) {
-            *deadline_ms = op->deadline_ms;
-        }
-    }
-    return n;
-}
-
-/* With kv->lock held: they wait again, before all others. */
-static void put_back(struct kv *kv, struct list *batch)
-{
-    struct list *l;
-
-    while (!list_empty(batch)) {
-        l = batch->prev;
-        list_remove(l);
-        list_push_front(&kv->queue, l);
-        kv->n_queued++;
-    }
-}
-
-static void copy_in(struct engine_put *to, struct list *batch)
-{
-    struct list *l;
-
-    list_foreach (l, batch) {
-        const struct kv_op *op = container_of(l, struct kv_op, link);
-
-        if (op->n > 0) {
-            memcpy(to, op->puts, op->n * sizeof *to);
-            to += op->n;
-        }
-    }
-}
-
-static void copy_out(const struct engine_put *from, struct list *batch)
-{
-    struct list *l;
-
-    list_foreach (l, batch) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        for (size_t i = 0; i < op->n; i++) {
-            op->puts[i].revision = from[i].revision;
-            op->puts[i].timestamp_ms = from[i].timestamp_ms;
-            op->puts[i].repeated = from[i].repeated;
-        }
-        from += op->n;
-    }
-}
-
-static uint64_t left_ms(uint64_t deadline_ms)
-{
-    uint64_t now = clock_mono_ms();
-
-    return deadline_ms > now + SLACK_MS ? deadline_ms - now - SLACK_MS : 1;
-}
-
-/* With kv->lock held: the batch has failed in a way that may pass. */
-static void retry(struct kv *kv, struct list *batch,
-                  const struct hedge_error *why, bool sent, bool give_up)
-{
-    uint64_t now = clock_mono_ms();
-    struct list ended, *l, *tmp;
-
-    list_init(&ended);
-    list_foreach_safe (l, tmp, batch) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-
-        op->sent = op->sent || sent;
-        op->error = *why;
-        if (give_up || now + GIVE_UP_MS >= op->deadline_ms) {
-            list_remove(l);
-            kv_op_end(kv, op,
-                      give_up ? why->code : kv_late_error(op, kv->leading),
-                      NULL, &ended);
-        }
-    }
-    put_back(kv, batch);
-    if (!list_empty(&ended)) {
-        kv_hand_out(kv, &ended);
-    }
-}
-
-static void end_batch(struct kv *kv, struct list *batch, int status,
-                      const struct hedge_error *e)
-{
-    struct list ended, *l;
-
-    list_init(&ended);
-    while ((l = list_pop(batch)) != NULL) {
-        kv_op_end(kv, container_of(l, struct kv_op, link), status, e, &ended);
-    }
-    kv_hand_out(kv, &ended);
-}
-
 /* --- committing -------------------------------------------------------------
  */
 
@@ -169,21 +41,21 @@ static void gather(struct kv *kv)
     }
     gap_ns = gap_ns < GAP_MIN_NS ? GAP_MIN_NS : gap_ns;
     gap_ns = gap_ns > GAP_MAX_NS ? GAP_MAX_NS : gap_ns;
-    while (kv->n_queued < wanted && now_ns < until_ns && !kv->closing) {
-        before = kv->n_queued;
+    while (kv->q.n_queued < wanted && now_ns < until_ns && !kv->q.closing) {
+        before = kv->q.n_queued;
         atomic_store(&kv->gather_for, wanted - before);
         if (atomic_load(&kv->n_inbox) < wanted - before) {
             (void)kv_sleep_ns(&kv->work, &kv->lock, now_ns + gap_ns);
         }
         kv_open_inbox(kv);
         now_ns = clock_mono_ns();
-        if (kv->n_queued == before) {
+        if (kv->q.n_queued == before) {
             break;
         }
     }
     atomic_store(&kv->gather_for, 0);
     kv_open_inbox(kv);
-    if (kv->n_queued < wanted - wanted / 4) {
+    if (kv->q.n_queued < wanted - wanted / 4) {
         kv->gather_later = GATHER_AGAIN;
     }
 }
@@ -202,14 +74,14 @@ static void note_revision(struct kv *kv, const struct engine_put *puts,
 static void note_commit(struct kv *kv, uint64_t took_ns, size_t ops)
 {
     kv->last_commit_ns = took_ns;
-    kv->expected = ops + kv->n_queued + atomic_load(&kv->n_inbox);
+    kv->expected = ops + kv->q.n_queued + atomic_load(&kv->n_inbox);
     atomic_store(&kv->last_batch, ops);
 }
 
 /* What an append may wait for its turn. */
 static uint64_t turn_ms(uint64_t deadline_ms)
 {
-    uint64_t left = left_ms(deadline_ms);
+    uint64_t left = put_queue_left_ms(deadline_ms, clock_mono_ms());
 
     return left < TURN_MS ? left : TURN_MS;
 }
@@ -225,9 +97,9 @@ bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
         return false;
     }
     pthread_mutex_lock(&kv->lock);
-    mine = kv->leading && !kv->busy && !kv->closing && kv->n_queued == 0 &&
-           kv->o.leads(kv->o.ctx, &token) && token == kv->raised &&
-           fits(op, token);
+    mine = kv->q.leading && !kv->busy && !kv->q.closing &&
+           kv->q.n_queued == 0 && kv->o.leads(kv->o.ctx, &token) &&
+           token == kv->raised && put_queue_fits(op, token);
     kv->busy = kv->busy || mine;
     pthread_mutex_unlock(&kv->lock);
     if (!mine) {
@@ -245,7 +117,7 @@ bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
     kv->busy = false;
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? op->n : 0;
-    if (kv->n_queued > 0 || atomic_load(&kv->inbox) != NULL) {
+    if (kv->q.n_queued > 0 || atomic_load(&kv->inbox) != NULL) {
         pthread_cond_signal(&kv->work);
     }
     pthread_cond_broadcast(&kv->news);
@@ -287,10 +159,10 @@ static void commit_apart(struct kv *kv, struct list *batch, uint64_t token)
         if (rv == HEDGE_ETIMEDOUT || rv == HEDGE_EFENCED) {
             list_push(&again, l);
         } else {
-            kv_op_end(kv, op, rv, NULL, &ended);
+            put_queue_end(&kv->q, op, rv, NULL, &ended);
         }
     }
-    put_back(kv, &again);
+    put_queue_put_back(&kv->q, &again);
     if (!list_empty(&ended)) {
         kv_hand_out(kv, &ended);
     }
@@ -300,14 +172,15 @@ static void commit_apart(struct kv *kv, struct list *batch, uint64_t token)
 static void commit(struct kv *kv, uint64_t token)
 {
     struct hedge_error e = {0};
-    struct list batch;
+    struct list batch, ended;
     uint64_t deadline_ms, start_ns, took_ns, timeout_ms;
-    size_t n, ops = kv->n_queued;
+    size_t n, ops = kv->q.n_queued;
+    bool again;
     int rv;
 
     list_init(&batch);
-    n = take(kv, token, &batch, &deadline_ms);
-    ops -= kv->n_queued;
+    n = put_queue_take(&kv->q, token, &batch, &deadline_ms);
+    ops -= kv->q.n_queued;
     if (ops == 0) {
         return;
     }
@@ -315,13 +188,13 @@ static void commit(struct kv *kv, uint64_t token)
     kv->busy = true;
     pthread_mutex_unlock(&kv->lock);
     timeout_ms = turn_ms(deadline_ms);
-    copy_in(kv->batch, &batch);
+    put_queue_copy_in(kv->batch, &batch);
     start_ns = clock_mono_ns();
     rv = engine_append(kv->o.engine, token, kv->o.id, kv->batch, n, timeout_ms,
                        &e);
     took_ns = clock_mono_ns() - start_ns;
     if (rv == 0) {
-        copy_out(kv->batch, &batch);
+        put_queue_copy_out(kv->batch, &batch);
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
@@ -334,19 +207,17 @@ static void commit(struct kv *kv, uint64_t token)
         return;
     }
     kv->busy = false;
-    if (rv == HEDGE_ETIMEDOUT) {
-        retry(kv, &batch, &e, false, timeout_ms >= TURN_MS);
-    } else if (rv == HEDGE_EFENCED) {
-        /* Nothing was written: whoever leads now is to do it. */
-        log_warn("kv", "%s", e.text);
-        kv->leading = false;
-        retry(kv, &batch, &e, false, false);
+    if (rv != 0 && rv != HEDGE_ETIMEDOUT) {
+        log_warn("kv", "the log: %s", e.text);
+    }
+    list_init(&ended);
+    again = put_queue_appended(&kv->q, &batch, rv, &e, timeout_ms >= TURN_MS,
+                               clock_mono_ms(), &ended);
+    if (!list_empty(&ended)) {
+        kv_hand_out(kv, &ended);
+    }
+    if (again && rv == HEDGE_EFENCED) {
         (void)kv_sleep_ms(&kv->work, &kv->lock, RETRY_MS);
-    } else {
-        if (rv != 0) {
-            log_warn("kv", "the log: %s", e.text);
-        }
-        end_batch(kv, &batch, rv, &e);
     }
 }
 
@@ -373,11 +244,11 @@ static void *committer_main(void *arg)
     uint64_t token = 0;
 
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing || kv->n_queued > 0) {
-        bool leads = !kv->closing && kv->o.leads(kv->o.ctx, &token);
+    while (!kv->q.closing || kv->q.n_queued > 0) {
+        bool leads = !kv->q.closing && kv->o.leads(kv->o.ctx, &token);
 
-        if (leads != kv->leading) {
-            kv->leading = leads;
+        if (leads != kv->q.leading) {
+            kv->q.leading = leads;
             pthread_cond_broadcast(&kv->far);
         }
         if (kv->busy) { /* A caller commits by itself. */
@@ -391,14 +262,14 @@ static void *committer_main(void *arg)
         if (kv_weed(kv, leads, token)) {
             continue; /* It may not lead any more. */
         }
-        if (leads && kv->n_queued > 0) {
+        if (leads && kv->q.n_queued > 0) {
             gather(kv);
             if (!kv->busy) {
                 commit(kv, token);
             }
-        } else if (!kv->closing && atomic_load(&kv->inbox) == NULL) {
+        } else if (!kv->q.closing && atomic_load(&kv->inbox) == NULL) {
             (void)kv_sleep_ms(&kv->work, &kv->lock,
-                              kv->n_queued > 0 ? RETRY_MS : IDLE_MS);
+                              kv->q.n_queued > 0 ? RETRY_MS : IDLE_MS);
         }
     }
     pthread_mutex_unlock(&kv->lock);
@@ -408,68 +279,50 @@ static void *committer_main(void *arg)
 /* --- forwarding -------------------------------------------------------------
  */
 
-static bool may_pass(int rv)
-{
-    return rv == HEDGE_ENOTLEADER || rv == HEDGE_ENOLEADER ||
-           rv == HEDGE_EUNAVAILABLE || rv == HEDGE_ECANCELED ||
-           rv == HEDGE_ECLOSED || rv == HEDGE_ETIMEDOUT ||
-           rv == HEDGE_EEXHAUSTED || rv == HEDGE_EFENCED;
-}
-
-static bool was_sent(int rv)
-{
-    return rv != HEDGE_ENOTLEADER && rv != HEDGE_ENOLEADER &&
-           rv != HEDGE_EEXHAUSTED && rv != HEDGE_EFENCED;
-}
-
 /* With kv->lock held. */
 static void forward(struct kv *kv, struct engine_put *puts)
 {
     struct hedge_error e = {0};
-    struct list batch, *l;
+    struct list batch, ended, *l;
     uint64_t deadline_ms;
+    bool again;
     size_t n;
     int rv;
 
     list_init(&batch);
-    n = take(kv, 0, &batch, &deadline_ms);
+    n = put_queue_take(&kv->q, 0, &batch, &deadline_ms);
     pthread_mutex_unlock(&kv->lock);
     list_foreach (l, &batch) {
         struct kv_op *op = container_of(l, struct kv_op, link);
 
         kv_make_ids(op->puts, op->n);
     }
-    copy_in(puts, &batch);
-    rv = kv->o.forward(kv->o.ctx, puts, n, left_ms(deadline_ms), &e);
+    put_queue_copy_in(puts, &batch);
+    rv = kv->o.forward(kv->o.ctx, puts, n,
+                       put_queue_left_ms(deadline_ms, clock_mono_ms()), &e);
     if (rv == 0) {
-        copy_out(puts, &batch);
+        put_queue_copy_out(puts, &batch);
     }
     pthread_mutex_lock(&kv->lock);
-    if (may_pass(rv)) {
-        retry(kv, &batch, &e, was_sent(rv), false);
+    list_init(&ended);
+    again =
+        put_queue_forwarded(&kv->q, &batch, rv, &e, clock_mono_ms(), &ended);
+    if (!list_empty(&ended)) {
+        kv_hand_out(kv, &ended);
+    }
+    if (again) {
         pthread_cond_signal(&kv->work);
-        if (!kv->closing) {
+        if (!kv->q.closing) {
             (void)kv_sleep_ms(&kv->far, &kv->lock, RETRY_MS);
         }
-    } else {
-        end_batch(kv, &batch, rv, &e);
     }
 }
 
 /* Something is there that may be sent. */
 static bool for_others(struct kv *kv)
 {
-    const struct kv_op *op;
-
-    if (kv->leading || kv->closing) {
-        return false;
-    }
     kv_open_inbox(kv);
-    if (list_empty(&kv->queue)) {
-        return false;
-    }
-    op = container_of(kv->queue.next, struct kv_op, link);
-    return fits(op, 0);
+    return put_queue_for_others(&kv->q);
 }
 
 static void *forwarder_main(void *arg)
@@ -478,7 +331,7 @@ static void *forwarder_main(void *arg)
     struct engine_put *puts = mem_alloc(KV_BATCH_PUTS * sizeof *puts);
 
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing) {
+    while (!kv->q.closing) {
         if (puts == NULL || !for_others(kv)) {
             (void)kv_sleep_ms(&kv->far, &kv->lock, IDLE_MS);
         } else {
@@ -529,14 +382,14 @@ int kv_new(const struct kv_options *o, struct kv **out)
         return HEDGE_ENOMEM;
     }
     kv->o = *o;
-    kv->leading = o->leads(o->ctx, &token);
     pthread_mutex_init(&kv->lock, NULL);
     kv_cond_init(&kv->work);
     kv_cond_init(&kv->far);
     kv_cond_init(&kv->news);
     kv_cond_init(&kv->settled);
     kv_cond_init(&kv->to_complete);
-    list_init(&kv->queue);
+    put_queue_init(&kv->q, o->budget_bytes);
+    kv->q.leading = o->leads(o->ctx, &token);
     list_init(&kv->done);
     kv->batch = mem_alloc(KV_BATCH_PUTS * sizeof *kv->batch);
     rv = kv->batch != NULL ? 0 : HEDGE_ENOMEM;
@@ -557,7 +410,7 @@ void kv_stop(struct kv *kv)
 {
     atomic_store(&kv->refusing, true);
     pthread_mutex_lock(&kv->lock);
-    kv->closing = true;
+    kv->q.closing = true;
     pthread_cond_broadcast(&kv->work);
     pthread_cond_broadcast(&kv->far);
     pthread_cond_broadcast(&kv->news);
@@ -578,7 +431,7 @@ void kv_free(struct kv *kv)
     for (unsigned i = 0; i < kv->n_threads; i++) {
         (void)pthread_join(kv->threads[i], NULL);
     }
-    assert(kv->n_queued == 0 && list_empty(&kv->done));
+    assert(kv->q.n_queued == 0 && list_empty(&kv->done));
     pthread_cond_destroy(&kv->work);
     pthread_cond_destroy(&kv->far);
     pthread_cond_destroy(&kv->news);

@@ -3,7 +3,8 @@
  *
  * Life of an operation: in the inbox -> in the queue -> in a batch (a local
  * list of the committer or a forwarder) -> ended (on a list of ended ones) ->
- * told; from a batch it may go back to the queue.
+ * told; from a batch it may go back to the queue. What the queue decides is in
+ * put_queue.h.
  *
  * Ownership: see kv.h.
  * Threads:   "with kv->lock held" stands at the functions that want it.
@@ -13,7 +14,7 @@
 #ifndef CLUSTER_LOG_KV_INTERNAL_H
 #define CLUSTER_LOG_KV_INTERNAL_H
 
-#include "cluster/log/kv.h"
+#include "cluster/log/put_queue.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -21,10 +22,6 @@
 #define FORWARDERS 2
 #define IDLE_MS 1000u
 #define RETRY_MS 20u
-/* What is left of a deadline when it counts as passed: an error with a reason
- * is to get back before the caller gives up. */
-#define SLACK_MS 20u
-#define GIVE_UP_MS 40u /* What is not worth another try. */
 
 struct kv {
     struct kv_options o;
@@ -37,8 +34,6 @@ struct kv {
     atomic_size_t n_inbox;
     atomic_size_t n_live;    /* Operations asked for and not told. */
     atomic_size_t n_callers; /* Threads that wait for their own. */
-    atomic_uint_fast64_t used_bytes, read_bytes; /* The second: of the first,
-                                                  * readers'. */
     atomic_bool refusing;
     /* The committer waits for so many; 0: for the first. */
     atomic_size_t gather_for;
@@ -48,11 +43,10 @@ struct kv {
     pthread_cond_t far;   /* For the forwarders. */
     pthread_cond_t news;  /* For followers, and who waits for budget. */
     pthread_cond_t settled;
-    struct list queue;               /* What has been taken out of the inbox. */
-    size_t n_queued;                 /* Operations. */
+    struct put_queue q; /* What has been taken out of the inbox; its budget is
+                         * anybody's. */
     uint64_t n_puts, n_transactions; /* Committed. */
-    bool closing, leading;
-    bool busy;       /* Somebody commits. */
+    bool busy;                       /* Somebody commits. */
     uint64_t raised; /* The token that the term has been raised to. */
 
     /* What calls that wait sleep on, by turns: those that come during a commit
@@ -90,15 +84,10 @@ bool kv_sleep_ms(pthread_cond_t *c, pthread_mutex_t *m, uint64_t ms);
 /* Give ids to puts that have none. */
 void kv_make_ids(struct engine_put *puts, size_t n);
 
-/* With kv->lock held: the operation is over but for telling its owner. */
-void kv_op_end(struct kv *kv, struct kv_op *op, int status,
-               const struct hedge_error *e, struct list *ended);
 /* With kv->lock held, which may be dropped meanwhile: threads that wait are
  * woken from here; what takes longer is the completer's, beside the next
  * commit. */
 void kv_hand_out(struct kv *kv, struct list *ended);
-/* Why an operation has failed whose time is up. */
-int kv_late_error(struct kv_op *op, bool leads);
 /* With kv->lock held: what is new goes to the end of the queue. */
 void kv_open_inbox(struct kv *kv);
 /* With kv->lock held: fail what waits and cannot wait any longer, or not for

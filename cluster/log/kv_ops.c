@@ -101,17 +101,6 @@ void kv_make_ids(struct engine_put *puts, size_t n)
 /* --- ending operations ------------------------------------------------------
  */
 
-void kv_op_end(struct kv *kv, struct kv_op *op, int status,
-               const struct hedge_error *e, struct list *ended)
-{
-    op->status = status;
-    if (status != 0 && e != NULL) {
-        op->error = *e;
-    }
-    (void)atomic_fetch_sub(&kv->used_bytes, op->charge);
-    list_push(ended, &op->link);
-}
-
 /* A call that waits. Those of a batch wait on one word, so that one call to
  * the kernel wakes them all: waking 256 threads one by one takes longer than a
  * commit. */
@@ -212,7 +201,7 @@ void *kv_completer_main(void *arg)
 
     list_init(&mine);
     pthread_mutex_lock(&kv->lock);
-    while (!kv->closing || atomic_load(&kv->n_live) > 0) {
+    while (!kv->q.closing || atomic_load(&kv->n_live) > 0) {
         if (list_empty(&kv->done)) {
             (void)kv_sleep_ms(&kv->to_complete, &kv->lock, IDLE_MS / 10);
             continue;
@@ -222,31 +211,6 @@ void *kv_completer_main(void *arg)
     }
     pthread_mutex_unlock(&kv->lock);
     return NULL;
-}
-
-int kv_late_error(struct kv_op *op, bool leads)
-{
-    if (op->error.code == HEDGE_ETIMEDOUT) {
-        return HEDGE_ETIMEDOUT; /* With its reason. */
-    }
-    if (op->sent) {
-        const char *late = "the leader has not answered in time; the put may "
-                           "yet happen";
-
-        if (op->error.text[0] == '\0') {
-            return error_set(&op->error, HEDGE_ETIMEDOUT, "%s", late);
-        }
-        (void)error_prefix(&op->error, "%s", late);
-        op->error.code = HEDGE_ETIMEDOUT;
-        return HEDGE_ETIMEDOUT;
-    }
-    if (leads) {
-        return error_set(&op->error, HEDGE_ETIMEDOUT,
-                         "the log was busy with what came before for all the "
-                         "time there was; nothing was written");
-    }
-    return error_set(&op->error, HEDGE_ENOLEADER,
-                     "the group has no leader at present");
 }
 
 void kv_open_inbox(struct kv *kv)
@@ -262,39 +226,17 @@ void kv_open_inbox(struct kv *kv)
         n++;
     }
     (void)atomic_fetch_sub(&kv->n_inbox, n);
-    kv->n_queued += n;
-    list_splice(&kv->queue, &fresh);
+    kv->q.n_queued += n;
+    list_splice(&kv->q.ops, &fresh);
 }
 
 bool kv_weed(struct kv *kv, bool leads, uint64_t token)
 {
-    uint64_t now = clock_mono_ms();
-    struct list ended, *l, *tmp;
+    struct list ended;
 
     kv_open_inbox(kv);
     list_init(&ended);
-    list_foreach_safe (l, tmp, &kv->queue) {
-        struct kv_op *op = container_of(l, struct kv_op, link);
-        int rv = 0;
-
-        if (kv->closing) {
-            rv = error_set(&op->error, HEDGE_ECLOSED, "the node stops");
-        } else if (op->token != 0 && (!leads || op->token != token)) {
-            rv = error_set(&op->error, HEDGE_EFENCED,
-                           "token %llu is not this node's any more",
-                           (unsigned long long)op->token);
-        } else if ((op->flags & KV_LEADER_ONLY) != 0 && !leads) {
-            rv = error_set(&op->error, HEDGE_ENOTLEADER,
-                           "this node is not the leader");
-        } else if (now + SLACK_MS >= op->deadline_ms) {
-            rv = kv_late_error(op, leads);
-        }
-        if (rv != 0) {
-            list_remove(l);
-            kv->n_queued--;
-            kv_op_end(kv, op, rv, NULL, &ended);
-        }
-    }
+    put_queue_weed(&kv->q, leads, token, clock_mono_ms(), &ended);
     if (list_empty(&ended)) {
         return false;
     }
@@ -304,53 +246,6 @@ bool kv_weed(struct kv *kv, bool leads, uint64_t token)
 
 /* --- asking -----------------------------------------------------------------
  */
-
-static size_t op_bytes(const struct kv_op *op)
-{
-    size_t bytes = 0;
-
-    for (size_t i = 0; i < op->n; i++) {
-        bytes += op->puts[i].key_len + op->puts[i].value_len;
-    }
-    return bytes;
-}
-
-static int over_budget(uint64_t used, struct hedge_error *e)
-{
-    return error_set(e, HEDGE_EEXHAUSTED,
-                     "the message limit is used up: puts of %llu bytes wait "
-                     "already",
-                     (unsigned long long)used);
-}
-
-/* Readers wait for their clients' pace: half of the budget is not for them. One
- * of each kind may be larger than what there is. */
-static bool has_room(const struct kv *kv, uint64_t used, uint64_t read,
-                     uint64_t bytes, bool reading)
-{
-    uint64_t half = kv->o.budget_bytes / 2;
-
-    if (used + bytes <= kv->o.budget_bytes &&
-        (!reading || read + bytes <= half)) {
-        return true;
-    }
-    return reading ? read == 0 && used <= half : used <= read;
-}
-
-static int charge(struct kv *kv, uint64_t bytes, bool reading,
-                  struct hedge_error *e)
-{
-    uint64_t for_readers = reading ? bytes : 0;
-    uint64_t read = atomic_fetch_add(&kv->read_bytes, for_readers);
-    uint64_t used = atomic_fetch_add(&kv->used_bytes, bytes);
-
-    if (bytes > 0 && !has_room(kv, used, read, bytes, reading)) {
-        (void)atomic_fetch_sub(&kv->used_bytes, bytes);
-        (void)atomic_fetch_sub(&kv->read_bytes, for_readers);
-        return over_budget(used, e);
-    }
-    return 0;
-}
 
 static void put_in(struct kv *kv, struct kv_op *op)
 {
@@ -367,7 +262,7 @@ static void put_in(struct kv *kv, struct kv_op *op)
     }
     pthread_mutex_lock(&kv->lock);
     pthread_cond_signal(&kv->work);
-    if (!kv->leading) {
+    if (!kv->q.leading) {
         pthread_cond_signal(&kv->far);
     }
     pthread_mutex_unlock(&kv->lock);
@@ -380,7 +275,7 @@ static int enqueue(struct kv *kv, struct kv_op *op, struct hedge_error *e)
     (void)atomic_fetch_add(&kv->n_live, 1); /* Keeps the kv. */
     rv = atomic_load(&kv->refusing)
              ? error_set(e, HEDGE_ECLOSED, "the node stops")
-             : charge(kv, op->charge, false, e);
+             : put_queue_charge(&kv->q, op->charge, false, e);
     if (rv != 0) {
         (void)atomic_fetch_sub(&kv->n_live, 1);
         return rv;
@@ -389,20 +284,10 @@ static int enqueue(struct kv *kv, struct kv_op *op, struct hedge_error *e)
     return 0;
 }
 
-static void op_init(struct kv_op *op)
-{
-    op->bytes = op_bytes(op);
-    op->charge = (op->flags & KV_RESERVED) != 0 ? 0 : op->bytes;
-    op->sent = false;
-    op->status = 0;
-    error_clear(&op->error);
-    list_init(&op->link);
-}
-
 int kv_submit(struct kv *kv, struct kv_op *op, struct hedge_error *e)
 {
     assert(op->n <= KV_BATCH_PUTS && op->done != NULL);
-    op_init(op);
+    put_queue_op_init(op);
     return enqueue(kv, op, e);
 }
 
@@ -436,7 +321,7 @@ static int run_sync(struct kv *kv, struct sync_op *s, struct hedge_error *e)
 
     assert(s->op.n <= KV_BATCH_PUTS);
     s->op.done = on_sync_done;
-    op_init(&s->op);
+    put_queue_op_init(&s->op);
     (void)atomic_fetch_add(&kv->n_callers, 1); /* Keeps the kv. */
     if (!kv_commit_here(kv, &s->op, &rv)) {
         rv = wait_in_line(kv, s, e);
@@ -506,13 +391,13 @@ int kv_wait(struct kv *kv, uint64_t seen, uint64_t timeout_ms, uint64_t *now,
             return error_set(e, HEDGE_ETIMEDOUT, "nothing new");
         }
         pthread_mutex_lock(&kv->lock);
-        if (!kv->closing && atomic_load(&kv->revision) <= seen) {
+        if (!kv->q.closing && atomic_load(&kv->revision) <= seen) {
             uint64_t left = until_ms - clock_mono_ms();
 
             (void)kv_sleep_ms(&kv->news, &kv->lock,
                               left < pause_ms ? left : pause_ms);
         }
-        closing = kv->closing;
+        closing = kv->q.closing;
         pthread_mutex_unlock(&kv->lock);
         pause_ms = pause_ms * 2 < FOLLOW_MAX_MS ? pause_ms * 2 : FOLLOW_MAX_MS;
     }
@@ -526,8 +411,8 @@ static int reserve(struct kv *kv, uint64_t bytes, bool reading,
 
     pthread_mutex_lock(&kv->lock);
     for (;;) {
-        rv = kv->closing ? error_set(e, HEDGE_ECLOSED, "the node stops")
-                         : charge(kv, bytes, reading, e);
+        rv = kv->q.closing ? error_set(e, HEDGE_ECLOSED, "the node stops")
+                           : put_queue_charge(&kv->q, bytes, reading, e);
         if (rv != HEDGE_EEXHAUSTED || clock_mono_ms() >= until_ms) {
             break;
         }
@@ -549,23 +434,22 @@ int kv_reserve_read(struct kv *kv, uint64_t bytes, uint64_t timeout_ms,
     return reserve(kv, bytes, true, timeout_ms, e);
 }
 
-static void release(struct kv *kv, uint64_t bytes, uint64_t read_bytes)
+static void release(struct kv *kv, uint64_t bytes, bool reading)
 {
     pthread_mutex_lock(&kv->lock);
-    (void)atomic_fetch_sub(&kv->used_bytes, bytes);
-    (void)atomic_fetch_sub(&kv->read_bytes, read_bytes);
+    put_queue_uncharge(&kv->q, bytes, reading);
     pthread_cond_broadcast(&kv->news);
     pthread_mutex_unlock(&kv->lock);
 }
 
 void kv_release(struct kv *kv, uint64_t bytes)
 {
-    release(kv, bytes, 0);
+    release(kv, bytes, false);
 }
 
 void kv_release_read(struct kv *kv, uint64_t bytes)
 {
-    release(kv, bytes, bytes);
+    release(kv, bytes, true);
 }
 
 void kv_use(struct kv *kv, struct kv_use *out)
@@ -574,9 +458,9 @@ void kv_use(struct kv *kv, struct kv_use *out)
     *out = (struct kv_use){.revision = atomic_load(&kv->revision),
                            .puts = kv->n_puts,
                            .transactions = kv->n_transactions,
-                           .queued = kv->n_queued + atomic_load(&kv->n_inbox),
+                           .queued = kv->q.n_queued + atomic_load(&kv->n_inbox),
                            .live = atomic_load(&kv->n_live),
-                           .used_bytes = atomic_load(&kv->used_bytes),
+                           .used_bytes = atomic_load(&kv->q.used_bytes),
                            .limit_bytes = kv->o.budget_bytes};
     pthread_mutex_unlock(&kv->lock);
 }
