@@ -22,6 +22,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define RUN_NS 700000000u
@@ -283,13 +284,13 @@ static void redis_send(int fd, uint64_t n)
 {
     char text[512], key[KEY_SIZE];
     size_t key_len = key_of(n, key);
-    int len =
+    int head =
         snprintf(text, sizeof text, "*3\r\n$3\r\nSET\r\n$%zu\r\n%s\r\n$%d\r\n",
                  key_len, key, VALUE);
+    struct iovec parts[] = {
+        {text, (size_t)head}, {value, VALUE}, {(char[]){'\r', '\n'}, 2}};
 
-    memcpy(text + len, value, VALUE);
-    memcpy(text + len + VALUE, "\r\n", 2);
-    if (send(fd, text, (size_t)len + VALUE + 2, 0) != len + VALUE + 2) {
+    if (writev(fd, parts, 3) != head + VALUE + 2) {
         bench_die("Redis: sending failed");
     }
 }

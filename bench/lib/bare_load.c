@@ -125,7 +125,7 @@ double bare_load_run(struct bare_load *l, const char *method,
 {
     static struct one ones[BARE_LOAD_MAX];
     static char request[REQUEST_MAX];
-    uint64_t from = clock_mono_ns(), now = from, n = 0, done = 0;
+    uint64_t from = clock_mono_ns(), now, n = 0, done = 0;
     unsigned live = 0;
 
     for (; live < in_flight; live++, n++) {
