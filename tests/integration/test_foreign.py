@@ -417,9 +417,9 @@ class Foreign(ForeignTest):
                     replies.cancel()
                     requests.close()
                     continue
+                requests.close()
                 error = self.fails(grpc.StatusCode.DATA_LOSS, "ECORRUPT",
                                    list, replies)
-                requests.close()
                 for text in (f'store "{name}"', "block 0/0", self.first.id):
                     self.assertIn(text, error.details())
                 info = self.store.Stat(self.pb.StoreRequest(name=name),

@@ -4,15 +4,14 @@ and the shapes that scripts rely on."""
 import hashlib
 import os
 import pty
-import re
 import select
-import signal
+import subprocess
 import threading
 import time
 
-from hedge_harness import (GIB, KIB, MIB, DaemonTest, Sampler, SharedTest,
-                           finish, hedgectl_start, main, random_bytes, report,
-                           start_cluster, wait_until)
+from hedge_harness import (GIB, HEDGED, KIB, MIB, DaemonTest, Sampler,
+                           SharedTest, finish, hedgectl_start, main,
+                           random_bytes, report, start_cluster, wait_until)
 
 PROMISE = 64 * MIB  # Beside --mem-limit.
 
@@ -247,7 +246,7 @@ class Lives(DaemonTest):
 
 
 class Shapes(SharedTest):
-    """What scripts read: DESIGN.md gives the names."""
+    """What scripts rely on: names, types, defaults, where things are said."""
 
     options = {"block_size": "256K", "mem_limit": "8M", "disk_limit": "8M",
                "disk_reserve": "1M"}
@@ -270,6 +269,38 @@ class Shapes(SharedTest):
                 self.assertIs(type(tier[key]), int, key)
         self.assertEqual(sum(t["bytes"] for t in info["tiers"]),
                          info["bytes"])
+
+    def test_defaults_are_told(self):
+        """Each flag with its default."""
+        said = subprocess.run([HEDGED, "--help"], capture_output=True,
+                              text=True, check=True, timeout=10).stdout
+        for flag, default in (
+                ("--listen HOST:PORT", "(127.0.0.1:8080)"),
+                ("--grpc HOST:PORT", "port + 1"), ("--http HOST:PORT", "(off)"),
+                ("--group NAME", "(default)"),
+                ("--engine URL", "lmdb:STATE/GROUP/engine"),
+                ("--data DIR", "STATE/GROUP/ID"),
+                ("--mem-limit SIZE", "a quarter of"),
+                ("--disk-limit SIZE", "10G"),
+                ("--disk-reserve SIZE", "1G or 5 %, at most half"),
+                ("--lend-mem SIZE", "all of it"),
+                ("--lend-disk SIZE", "all of it"),
+                ("--message-limit SIZE", "(64M)"), ("--block-size SIZE", "1M"),
+                ("--lease DUR", "(10s)"), ("--sync-interval DUR", "(1s)"),
+                ("--block-lease DUR", "two leases"),
+                ("--io auto|uring|threads", "(auto)"),
+                ("--leader-handler CMD", "ID: MESSAGE"),
+                ("--broadcast-handler CMD", ""),
+                ("--line-protocol on|off", "(on)"), ("--config FILE", ""),
+                ("--check-config", ""), ("--log-level LEVEL", "(info)"),
+                ("--log-format text|json", "(text)"), ("--version", "")):
+            row, = [r for r in said.splitlines()
+                    if r.strip().startswith(flag + " ")]
+            self.assertIn(default, row)
+        said = self.assert_done(self.first.ctl("--help")).out
+        for text in ("127.0.0.1:8080", "$HEDGE_NODE", "Default 15s",
+                     "Default table"):
+            self.assertIn(text, said)
 
     def test_stores(self):
         for name in ("one", "two"):
