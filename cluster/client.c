@@ -173,6 +173,13 @@ uint64_t client_left_ms(const struct client *c)
     return now < c->deadline_ms ? c->deadline_ms - now : 1;
 }
 
+void client_allow_ms(struct client *c, uint64_t ms)
+{
+    uint64_t until = clock_mono_ms() + ms;
+
+    c->deadline_ms = c->deadline_ms > until ? c->deadline_ms : until;
+}
+
 /* --- one call --------------------------------------------------------------
  */
 

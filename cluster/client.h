@@ -48,6 +48,8 @@ struct rpc_channel *client_channel(struct client *c);
 struct rpc_channel *client_bulk_channel(struct client *c);
 /* What is left of the deadline, at least 1. */
 uint64_t client_left_ms(const struct client *c);
+/* Give what is called from now on at least so long. */
+void client_allow_ms(struct client *c, uint64_t ms);
 
 int client_members(struct client *c, Hedge__V1__MembersReply **out,
                    struct hedge_error *e);

@@ -153,8 +153,8 @@ void serve_leader(struct rpc_call *call, void *ctx, const void *req, size_t len)
 /* --- status --- */
 
 struct features {
-    Hedge__V1__Feature table[4];
-    Hedge__V1__Feature *pointers[4];
+    Hedge__V1__Feature table[5];
+    Hedge__V1__Feature *pointers[5];
     unsigned n;
 };
 
@@ -247,6 +247,7 @@ void serve_status(struct rpc_call *call, void *ctx, const void *req, size_t len)
         add_feature(&f, "io_uring", d.uring, d.uring_detail);
         add_feature(&f, "O_DIRECT", d.direct, d.direct_detail);
         add_feature(&f, "fallocate", d.fallocate, d.fallocate_detail);
+        add_feature(&f, "disk", d.works, d.works_detail);
     }
     m.n_features = f.n;
     m.features = (Hedge__V1__Feature **)f.pointers;

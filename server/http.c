@@ -595,8 +595,7 @@ static int bind_address(struct http *h, const char *address,
         return error_set_errno(e, errno, "cannot make a socket");
     }
     (void)setsockopt(h->listen_fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(h->listen_fd, (struct sockaddr *)&a, sizeof a) != 0 ||
-        listen(h->listen_fd, 64) != 0) {
+    if (bind(h->listen_fd, (struct sockaddr *)&a, sizeof a) != 0) {
         return error_set_errno(e, errno, "cannot listen on --http %s", address);
     }
     return 0;
@@ -604,6 +603,9 @@ static int bind_address(struct http *h, const char *address,
 
 static int start_daemon(struct http *h, struct hedge_error *e)
 {
+    if (listen(h->listen_fd, 64) != 0) {
+        return error_set_errno(e, errno, "cannot listen on --http");
+    }
     h->daemon = MHD_start_daemon(
         MHD_USE_THREAD_PER_CONNECTION | MHD_USE_POLL_INTERNAL_THREAD |
             MHD_USE_ITC | MHD_USE_ERROR_LOG,
@@ -633,8 +635,7 @@ static void stop_daemon(void *ctx)
     h->daemon = NULL;
 }
 
-int http_new(struct hedge_node *node, const char *address, struct http **out,
-             struct hedge_error *e)
+int http_new(const char *address, struct http **out, struct hedge_error *e)
 {
     struct http *h = mem_calloc(1, sizeof *h);
     pthread_condattr_t attr;
@@ -645,7 +646,6 @@ int http_new(struct hedge_node *node, const char *address, struct http **out,
         return error_set(e, HEDGE_ENOMEM, "no memory for an HTTP server");
     }
     assert(http_n_routes <= HTTP_ROUTES_MAX);
-    h->node = node;
     h->listen_fd = -1;
     list_init(&h->clients);
     pthread_mutex_init(&h->lock, NULL);
@@ -654,14 +654,24 @@ int http_new(struct hedge_node *node, const char *address, struct http **out,
     pthread_cond_init(&h->changed, &attr);
     pthread_condattr_destroy(&attr);
     rv = bind_address(h, address, e);
-    rv = rv != 0 ? rv : start_daemon(h, e);
     if (rv != 0) {
         http_free(h);
         return rv;
     }
-    node_set_front(node, stop_daemon, h);
     *out = h;
     return 0;
+}
+
+int http_start(struct http *h, struct hedge_node *node, struct hedge_error *e)
+{
+    int rv;
+
+    h->node = node;
+    rv = start_daemon(h, e);
+    if (rv == 0) {
+        node_set_front(node, stop_daemon, h);
+    }
+    return rv;
 }
 
 /* http.lock held. Hang up on who has not said all. Is anybody left? */

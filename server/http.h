@@ -1,6 +1,7 @@
 /* http.h - hedged's HTTP server: the demo's endpoints, probes and figures.
  *
- * Ownership: hedge_node_stop() ends the serving, http_free() what is left.
+ * Ownership: hedge_node_stop() ends the serving, http_free() what is left,
+ *            also where it was never started.
  * Threads:   one starts and stops it; each connection has a thread of its own.
  * Errors:    a text that names the address.
  * Units:     bytes, milliseconds.
@@ -23,8 +24,9 @@
 
 struct http;
 
-int http_new(struct hedge_node *node, const char *address, struct http **out,
-             struct hedge_error *e);
+/* Takes the address, and serves nobody yet. */
+int http_new(const char *address, struct http **out, struct hedge_error *e);
+int http_start(struct http *h, struct hedge_node *node, struct hedge_error *e);
 /* No more connections; requests that are whole are answered, if that can be
  * done within HTTP_GRACE_MS. The rest ends with the node. NULL is fine. */
 void http_quiesce(struct http *h);

@@ -88,17 +88,21 @@ static int run(struct options *o)
     raise_file_limit();
     log_set_level(o->log_level);
     log_set_json(o->log_json);
-    rv = start(o, &handlers, &node, &e);
+    /* Before anything is made: an address that is taken changes nothing. */
+    rv = o->http != NULL ? http_new(o->http, &http, &e) : 0;
+    rv = rv != 0 ? rv : start(o, &handlers, &node, &e);
     if (rv != 0) {
         fprintf(stderr, "hedged: %s\n", e.text);
+        http_free(http);
         return rv == HEDGE_EINVAL ? EXIT_USAGE : EXIT_FAILED;
     }
     log_info("hedged", "node %s, gRPC on %s, version %s", hedge_node_name(node),
              hedge_node_grpc_address(node), hedge_version());
-    if (o->http != NULL) {
-        rv = http_new(node, o->http, &http, &e);
+    if (http != NULL) {
+        rv = http_start(http, node, &e);
         if (rv != 0) {
             fprintf(stderr, "hedged: %s\n", e.text);
+            http_free(http);
             hedge_node_stop(node);
             daemon_handlers_release(&handlers);
             return EXIT_FAILED;

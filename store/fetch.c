@@ -149,13 +149,20 @@ static int name_place(const struct fetch *f, int code, struct hedge_error *e)
     return code;
 }
 
-/* Check what came from a disk or a peer. Without the lock: it takes time. */
+static bool is_in_memory(const struct fetch *f)
+{
+    return f->entry.copies[f->copy].where == CATALOG_MEMORY;
+}
+
+/* Check what came from a disk or a peer. Without the lock: it takes time. What
+ * is in memory is checked here only if another copy could be read instead of
+ * it; otherwise the reader's own check is enough. */
 static int fetch_verify(struct fetch *f, struct hedge_error *e)
 {
     struct block_header h;
     int rv;
 
-    if (f->entry.copies[f->copy].where == CATALOG_MEMORY || f->verified) {
+    if (f->verified || (is_in_memory(f) && f->entry.n_copies == 1)) {
         return 0;
     }
     rv = entry_check(f->store->sos, &f->entry, f->block, &h, e);
@@ -188,6 +195,26 @@ static unsigned next_copy(const struct fetch *f, const struct catalog_entry *e)
     return i;
 }
 
+/* store->lock held. A block in memory is the store's: another copy needs a
+ * place of its own, which the reader has claimed. */
+static bool leave_memory(struct fetch *f, const struct catalog_entry *e)
+{
+    struct arena *arena = f->store->sos->arena;
+    void *block;
+
+    if (!is_in_memory(f)) {
+        return true;
+    }
+    block = arena_alloc(arena, ARENA_READ, entry_len(e));
+    if (block == NULL) {
+        return false;
+    }
+    arena_unref(arena, f->block);
+    f->block = block;
+    f->own = true;
+    return true;
+}
+
 /* Another copy, of those there are by now, if nobody has discarded the block:
  * one may have been made again while the first was waited for. */
 static bool fetch_again(struct fetch *f)
@@ -204,7 +231,7 @@ static bool fetch_again(struct fetch *f)
     pthread_mutex_lock(&store->lock);
     if (catalog_get(store->sos->catalog, &f->entry.id, &e) == 0) {
         i = next_copy(f, &e);
-        again = i < e.n_copies;
+        again = i < e.n_copies && leave_memory(f, &e);
         if (again) {
             f->entry = e;
             f->copy = i;

@@ -24,6 +24,7 @@
  * program and the one behind it wait for each other at every 64 KiB. */
 #define OUT_PIPE (1 << 20)
 #define PROGRESS_MS 250
+#define ASK_MS 1000
 #define FOLLOW_STEP_MS 1000
 #define OPEN_RETRY_MS 200
 #define IDLE_FLUSH_MS 200
@@ -32,13 +33,61 @@
 
 struct progress {
     bool on;
-    uint64_t started_ms, shown_ms;
+    struct client *client;
+    const char *name;
+    uint64_t started_ms, shown_ms, asked_ms;
+    char tiers[160]; /* Where the store lay when the node was asked. */
 };
 
-static void progress_start(struct progress *p)
+static void progress_start(struct progress *p, struct client *c,
+                           const char *name)
 {
+    memset(p, 0, sizeof *p);
     p->on = isatty(STDERR_FILENO) != 0;
-    p->started_ms = p->shown_ms = clock_mono_ms();
+    p->client = c;
+    p->name = name;
+    p->started_ms = p->shown_ms = p->asked_ms = clock_mono_ms();
+}
+
+/* The owner's tiers, then those of all others together. */
+static void tiers_text(const Hedge__V1__StoreInfo *info, char *out, size_t size)
+{
+    static const char *const names[] = {"memory", "disk", "peers' memory",
+                                        "peers' disk"};
+    uint64_t bytes[4] = {0};
+    size_t at = 0;
+
+    for (size_t i = 0; i < info->n_tiers; i++) {
+        const Hedge__V1__TierUse *t = info->tiers[i];
+
+        bytes[(strcmp(t->node, info->owner) != 0 ? 2 : 0) +
+              (strcmp(t->tier, "disk") == 0 ? 1 : 0)] += t->stored_bytes;
+    }
+    out[0] = '\0';
+    for (unsigned i = 0; i < 4 && at < size; i++) {
+        char text[UNITS_SIZE_TEXT];
+
+        if (bytes[i] > 0) {
+            at += (size_t)snprintf(out + at, size - at, ", %s %s", names[i],
+                                   units_format_size(bytes[i], text));
+        }
+    }
+}
+
+static void progress_ask(struct progress *p, uint64_t now_ms)
+{
+    Hedge__V1__StoreInfo *info;
+    struct hedge_error e;
+
+    if (now_ms < p->asked_ms + ASK_MS) {
+        return;
+    }
+    p->asked_ms = now_ms;
+    client_allow_ms(p->client, ASK_MS);
+    if (client_store_stat(p->client, p->name, &info, &e) == 0) {
+        tiers_text(info, p->tiers, sizeof p->tiers);
+        pb_free(info);
+    }
 }
 
 static void progress_show(struct progress *p, uint64_t bytes, uint64_t records)
@@ -50,9 +99,11 @@ static void progress_show(struct progress *p, uint64_t bytes, uint64_t records)
         return;
     }
     p->shown_ms = now;
-    fprintf(stderr, "\r%s, %llu records, %s/s   ",
+    progress_ask(p, now);
+    fprintf(stderr, "\r%s, %llu records, %s/s%s\033[K",
             units_format_size(bytes, size), (unsigned long long)records,
-            units_format_size(bytes * 1000 / (now - p->started_ms + 1), rate));
+            units_format_size(bytes * 1000 / (now - p->started_ms + 1), rate),
+            p->tiers);
 }
 
 static void progress_end(struct progress *p)
@@ -144,15 +195,15 @@ static size_t next_record(const struct sos_write_args *a,
     return in->at_end ? len : 0;
 }
 
-static int copy_in(const struct sos_write_args *a, struct input *in,
-                   struct writer *w, struct hedge_error *e)
+static int copy_in(const struct sos_write_args *a, struct client *c,
+                   struct input *in, struct writer *w, struct hedge_error *e)
 {
     struct progress progress;
     uint64_t records = 0, bytes = 0;
     size_t scanned = 0;
     int rv = 0;
 
-    progress_start(&progress);
+    progress_start(&progress, c, a->name);
     while (rv == 0) {
         size_t len;
 
@@ -243,7 +294,7 @@ static int write_all(const struct sos_write_args *a, struct client *c,
         return ctl_error(&e);
     }
     writer_init(&w, sink);
-    rv = copy_in(a, in, &w, &e);
+    rv = copy_in(a, c, in, &w, &e);
     if (rv != 0 && rv != HEDGE_EFULL) {
         writer_drop(&w);
         remote_sink_abort(sink);
@@ -352,13 +403,13 @@ static int output_add(struct output *o, const void *data, size_t len)
     return err;
 }
 
-static int copy_out(const struct sos_read_args *a, struct reader *r,
-                    struct output *o)
+static int copy_out(const struct sos_read_args *a, struct client *c,
+                    struct reader *r, struct output *o)
 {
     struct progress progress;
     int rv = 0, err = 0;
 
-    progress_start(&progress);
+    progress_start(&progress, c, a->name);
     while (err == 0) {
         struct piece p;
 
@@ -469,7 +520,7 @@ int sos_read_run(const struct sos_read_args *a)
     } else if (reader_init(&r, source) != 0) {
         rv = cli_fail("no memory");
     } else {
-        rv = copy_out(a, &r, &o);
+        rv = copy_out(a, c, &r, &o);
         reader_release(&r);
     }
     client_free(c);

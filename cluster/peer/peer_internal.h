@@ -37,6 +37,9 @@
 #define PEER_GET_GIVE_UP_MS 5000
 /* So long a put waits for a peer that may take it once it answers again. */
 #define PEER_PUT_GIVE_UP_MS 5000
+/* And so long for one that says nothing, as a process that is stopped does: it
+ * may well go on, where one that refuses connections has ended. */
+#define PEER_PUT_SILENT_MS 30000
 #define PEER_IDLE_MS 30000 /* A lane without work closes. */
 #define PEER_TRIED_MAX 32
 #define PEER_REFUSALS 16
@@ -103,7 +106,7 @@ struct lane {
     uint64_t session;
     unsigned pins;        /* Who uses `stream` without the lock. */
     uint64_t progress_ms; /* Last answer, or when something became due. */
-    bool is_broken, answered;
+    bool is_broken, answered, stalled;
     struct hedge_error why;
 };
 
@@ -130,8 +133,9 @@ struct peer {
     char *target;
     bool listed; /* Among the members now. */
     bool was_listed;
-    bool gone; /* Another life of the node has begun: all is lost. */
-    bool full; /* Has refused, and has not shown room since. */
+    bool gone;   /* Another life of the node has begun: all is lost. */
+    bool full;   /* Has refused, and has not shown room since. */
+    bool silent; /* It takes connections and does not answer puts. */
     uint64_t mem_free, disk_free;
     uint64_t busy_until_ms; /* Not to be asked to store before. */
     struct refusal refusals[PEER_REFUSALS]; /* By stores' own limits. */

@@ -120,6 +120,8 @@ void lane_check(struct lane *l, uint64_t now_ms)
         lane_break(l, HEDGE_ELOST, "another life of the node has begun");
     } else if (l->n_flight > 0 && now_ms > l->progress_ms &&
                now_ms - l->progress_ms >= l->kind->stall_ms) {
+        l->stalled = true;
+        l->peer->silent = l->peer->silent || l->kind == &put_lane;
         (void)snprintf(text, sizeof text, "no answer for %llu ms",
                        (unsigned long long)(now_ms - l->progress_ms));
         lane_break(l, HEDGE_EUNAVAILABLE, text);
@@ -207,7 +209,7 @@ static int session_begin(struct lane *l, pthread_t *receiver)
     rv = session_connect(target, l->kind->path, &c, &s, &e);
     pthread_mutex_lock(&t->lock);
     l->session++;
-    l->is_broken = l->answered = false;
+    l->is_broken = l->answered = l->stalled = false;
     error_clear(&l->why);
     l->progress_ms = peer_now_ms();
     l->channel = c;

@@ -56,6 +56,21 @@ static bool is_ready(const struct peer *p, uint64_t now)
     return is_open(p) && p->n_orphans == 0 && now >= p->busy_until_ms;
 }
 
+/* How long to wait for a peer that is not ready: not at all, if it is not among
+ * the members any more, unless it is only silent, or about to be found so. */
+static uint64_t patience(const struct peer *p)
+{
+    bool asked = p->put.stream != NULL && !p->put.is_broken;
+
+    if (p->gone || p->full) {
+        return 0;
+    }
+    if (p->silent || (!p->listed && asked)) {
+        return PEER_PUT_SILENT_MS;
+    }
+    return p->listed ? PEER_PUT_GIVE_UP_MS : 0;
+}
+
 static bool may_take(const struct peer *p, const struct op *op, uint64_t now)
 {
     return !must_avoid(op, p) && !has_tried(op, p) &&
@@ -63,15 +78,15 @@ static bool may_take(const struct peer *p, const struct op *op, uint64_t now)
 }
 
 /* Lock held. The peer that is being filled, or else the one with the most
- * room, which is filled from now on. `later`: there is none, but one of those
- * that have stumbled might take it. */
-static struct peer *choose(struct op *op, bool *later)
+ * room, which is filled from now on. `wait_ms`: there is none, but one of those
+ * that have stumbled might take it within that time. */
+static struct peer *choose(struct op *op, uint64_t *wait_ms)
 {
     struct peer_tier *t = op->tier;
     uint64_t now = peer_now_ms();
     struct peer *best = NULL;
 
-    *later = false;
+    *wait_ms = 0;
     if (t->target != NULL && is_ready(t->target, now) &&
         may_take(t->target, op, now)) {
         return t->target;
@@ -79,11 +94,11 @@ static struct peer *choose(struct op *op, bool *later)
     for (uint32_t i = 0; i < t->n_peers; i++) {
         struct peer *p = t->peers[i];
 
-        if (!is_open(p) || !may_take(p, op, now)) {
+        if (!may_take(p, op, now)) {
             continue;
         }
         if (!is_ready(p, now)) {
-            *later = true;
+            *wait_ms = patience(p) > *wait_ms ? patience(p) : *wait_ms;
         } else if (best == NULL || p->mem_free + p->disk_free >
                                        best->mem_free + best->disk_free) {
             best = p;
@@ -148,28 +163,28 @@ static void refuse(struct op *op)
 void put_place(struct op *op)
 {
     struct peer_tier *t = op->tier;
+    uint64_t wait_ms = 0;
     struct peer *p;
-    bool later = false;
 
     if (t->closing) {
         (void)error_set(&op->req->error, HEDGE_ECANCELED, "this node stops");
         op_settle_later(op, HEDGE_ECANCELED);
         return;
     }
-    p = op->n_tried < PEER_TRIED_MAX ? choose(op, &later) : NULL;
+    p = op->n_tried < PEER_TRIED_MAX ? choose(op, &wait_ms) : NULL;
     if (p != NULL && lane_submit(&p->put, op) == 0) {
         return;
     }
     if (p != NULL) {
         p->busy_until_ms = peer_now_ms() + PEER_TICK_MS;
         (void)snprintf(p->answer, sizeof p->answer, "no thread for it here");
-        later = true;
+        wait_ms = PEER_PUT_GIVE_UP_MS;
     }
     if (op->since_ms == 0) {
         op->since_ms = peer_now_ms();
     }
-    if (op->n_tried < PEER_TRIED_MAX && later &&
-        peer_now_ms() - op->since_ms < PEER_PUT_GIVE_UP_MS) {
+    if (op->n_tried < PEER_TRIED_MAX &&
+        peer_now_ms() - op->since_ms < wait_ms) {
         list_push(&t->waiting, &op->link);
         peer_tier_kick(t);
     } else {
@@ -316,6 +331,7 @@ static bool answered(struct lane *l, struct op *op,
     struct peer *p = l->peer;
 
     lane_answered(l, op);
+    p->silent = false;
     p->mem_free = r->mem_free;
     p->disk_free = r->disk_free;
     if (!r->stored) {
@@ -378,6 +394,7 @@ static void put_broken(struct lane *l, const struct hedge_error *why)
     (void)snprintf(p->answer, sizeof p->answer, "does not answer: %.150s",
                    why->text);
     p->busy_until_ms = l->backoff_until_ms;
+    p->silent = l->stalled;
     list_init(&moving);
     list_foreach (i, &l->flight) {
         care_orphan(p, &container_of(i, struct op, link)->req->id, l->session);

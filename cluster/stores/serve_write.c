@@ -34,7 +34,8 @@ struct writing {
     bool framing;          /* Such a client. */
     bool told_full;
     bool entered;
-    unsigned credits; /* The client still has them. */
+    unsigned credits;  /* The client still has them. */
+    uint64_t n_blocks; /* Received of a client that seals them. */
 };
 
 static int send_redirect(struct rpc_stream *s, struct store_place *p)
@@ -111,9 +112,8 @@ static int send_progress(struct writing *w)
 
 /* The payload, copied once into its place, hashed and looked through on the
  * way, while it is in the cache. */
-static int receive_payload(struct writing *w, struct rpc_msg *msg,
-                           const struct block_header *h, unsigned char *p,
-                           struct hedge_error *e)
+static int receive_payload(struct rpc_msg *msg, const struct block_header *h,
+                           unsigned char *p, struct hedge_error *e)
 {
     struct block_frames frames;
     struct hash sum;
@@ -131,9 +131,7 @@ static int receive_payload(struct writing *w, struct rpc_msg *msg,
         block_frames_walk(&frames, p, at);
     }
     if (hash_final(&sum) != h->stored_sum) {
-        return error_set(e, HEDGE_ECORRUPT,
-                         "block %llu changed on its way to %s",
-                         (unsigned long long)h->id.sequence, w->node->id);
+        return error_set(e, HEDGE_ECORRUPT, "it changed on its way here");
     }
     return block_frames_end(&frames, h, e);
 }
@@ -166,7 +164,7 @@ static int receive_block(struct writing *w, struct rpc_msg *msg, size_t len,
                        "a block of another writer, cut, or "
                        "compressed by the client");
     }
-    return rv != 0 ? rv : receive_payload(w, msg, h, block_payload(p), e);
+    return rv != 0 ? rv : receive_payload(msg, h, block_payload(p), e);
 }
 
 static int take_block(struct writing *w, struct rpc_msg *msg, size_t len,
@@ -180,6 +178,12 @@ static int take_block(struct writing *w, struct rpc_msg *msg, size_t len,
         return 0; /* The client will hear of it; its commit is awaited. */
     }
     rv = receive_block(w, msg, len, &block, &h, e);
+    if (rv == HEDGE_ECORRUPT) {
+        (void)error_prefix(e, "store \"%s\", block %u/%llu sent to %s",
+                           sos_store_name(w->store), w->sink->writer,
+                           (unsigned long long)w->n_blocks, w->node->id);
+    }
+    w->n_blocks++;
     if (rv == 0) {
         rv = w->sink->ops->put(w->sink, block, &h, e);
     } else if (block != NULL) {

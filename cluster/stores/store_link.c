@@ -608,9 +608,10 @@ struct remote_source {
     char owner[264];
     unsigned window;
     struct store_link_opened *redirect; /* May be filled; while opening. */
-    unsigned owed; /* Segments delivered, whose credit has not gone back. */
-    bool opened;   /* The node has told its block size; it does so once. */
-    bool relayed;  /* remote_source_done() says what has been delivered. */
+    unsigned owed;     /* Segments delivered, whose credit has not gone back. */
+    uint64_t n_blocks; /* Received. */
+    bool opened;       /* The node has told its block size; it does so once. */
+    bool relayed;      /* remote_source_done() says what has been delivered. */
     void *block;
     bool block_used;
 };
@@ -689,6 +690,19 @@ static int take_block(struct remote_source *s, struct rpc_msg *msg,
     return 0;
 }
 
+/* Say which block it was: a header that is wrong tells nothing. */
+static int name_wrong(const struct remote_source *s, int rv,
+                      struct hedge_error *e)
+{
+    if (rv == HEDGE_ECORRUPT) {
+        (void)error_prefix(e,
+                           "store \"%s\" from its owner %s, block number "
+                           "%llu of this read",
+                           s->name, s->owner, (unsigned long long)s->n_blocks);
+    }
+    return rv;
+}
+
 static int take_redirect(struct remote_source *s, const Hedge__V1__Redirect *r,
                          struct hedge_error *e)
 {
@@ -735,7 +749,8 @@ static int take_segment(struct remote_source *s, struct rpc_msg *msg,
         seg->stop = r->stop;
         seg->continues = r->continues;
         seg->last_incomplete = r->last_incomplete;
-        rv = take_block(s, msg, body_len, seg, e);
+        rv = name_wrong(s, take_block(s, msg, body_len, seg, e), e);
+        s->n_blocks++;
         if (rv == 0 && (seg->stop > seg->header.raw_len)) {
             rv = error_set(e, HEDGE_EPROTO, "a segment beyond its block");
         }

@@ -5,6 +5,7 @@
 #include "store/base/mem.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -340,6 +341,14 @@ void disk_features(struct tier *t, struct disk_features *out)
     assert(t->ops == &disk_ops);
     pthread_mutex_lock(&d->lock);
     *out = d->features;
+    out->works = true;
+    for (unsigned i = 0; i < DISK_TROUBLES; i++) {
+        if (d->trouble[i].now) {
+            out->works = false;
+            (void)snprintf(out->works_detail, sizeof out->works_detail, "%s",
+                           d->trouble[i].text);
+        }
+    }
     pthread_mutex_unlock(&d->lock);
 }
 

@@ -38,10 +38,15 @@ struct disk_options {
     void *fault_ctx;
 };
 
-/* What is in force, and why the better way is not. */
+#define DISK_DETAIL 320
+
+/* What is in force, and why the better way is not. `works` is false from a read
+ * or write that failed, or found the disk full (not: the limit reached), to the
+ * next of its kind that did not; blocks go to the next tier meanwhile. */
 struct disk_features {
-    bool uring, direct, fallocate;
+    bool uring, direct, fallocate, works;
     char uring_detail[160], direct_detail[160], fallocate_detail[160];
+    char works_detail[DISK_DETAIL];
     size_t alignment;
 };
 

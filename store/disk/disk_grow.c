@@ -315,6 +315,7 @@ static bool grow_once(struct disk *d, struct disk_store *s, bool *reclaimed)
     }
     if (err == 0) {
         s->ahead_failed = false;
+        d->trouble[DISK_ROOM].now = false;
         *reclaimed = false;
     } else if (p.need > 0 && !*reclaimed) {
         *reclaimed = disk_reclaim(d, s);

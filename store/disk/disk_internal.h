@@ -44,12 +44,23 @@
 #define DISK_PUNCH_BYTES ((uint64_t)8 << 20)
 #define DISK_TRIM_EVERY_MS 1000
 #define DISK_FS_CACHE_MS 100
+#define DISK_WARN_MS 10000 /* What goes on failing is said once in a while. */
 
 #define DISK_NO_FALLOCATE                                                    \
     "the file system refuses fallocate: space is not set aside, and a full " \
     "disk is met only by a write"
 
 enum disk_kind { DISK_READ, DISK_WRITE, DISK_KINDS };
+
+/* What went wrong last, of each kind: reads, writes, and the making of room. */
+#define DISK_ROOM DISK_KINDS
+#define DISK_TROUBLES (DISK_KINDS + 1)
+
+struct disk_trouble {
+    bool now; /* Nothing of the kind has succeeded since. */
+    uint64_t warned_ms;
+    char text[DISK_DETAIL];
+};
 
 struct disk;
 struct disk_extent;
@@ -142,6 +153,7 @@ struct disk {
     uint64_t used;
     uint64_t slack; /* Allocated beyond the tails. */
     uint64_t fs_free, fs_free_at_ms;
+    struct disk_trouble trouble[DISK_TROUBLES];
     uint32_t next_unit;
     unsigned n_open;
     struct list stores[DISK_STORE_BUCKETS];
@@ -244,6 +256,11 @@ void disk_store_settle(struct disk *d, struct disk_store *s);
 void disk_run(struct disk *d);
 void disk_op_end(struct disk_op *op, int result);
 struct disk_op *disk_op_of(void *tag);
+/* Locked. How a request has ended, for `status`. True: its text is to be logged
+ * once the lock is let go. `kind` may be DISK_ROOM. */
+bool disk_note(struct disk *d, const struct tier_req *req, unsigned kind);
+/* Not locked. */
+void disk_warn(const struct tier_req *req);
 /* Not locked: the one place where callbacks are run. */
 void disk_req_end(struct disk *d, struct tier_req *req);
 /* Set status and text. */

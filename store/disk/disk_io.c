@@ -1,8 +1,12 @@
 #include "store/disk/disk_internal.h"
 
+#include "store/base/clock.h"
+#include "store/base/log.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 enum verdict { OP_DONE, OP_AGAIN, OP_FAILED };
@@ -32,6 +36,30 @@ void disk_req_fail(struct disk *d, struct tier_req *req, int err,
         &req->error, code, "%s of %zu bytes at offset %llu of %s/%s: %s",
         kind_names[kind], req->len, (unsigned long long)req->place.addr, d->dir,
         name, err == ENODATA ? "the file ends early" : strerror(err));
+}
+
+bool disk_note(struct disk *d, const struct tier_req *req, unsigned kind)
+{
+    struct disk_trouble *t = &d->trouble[kind];
+    uint64_t now = clock_mono_ms();
+
+    if (req->status == 0 || req->status == HEDGE_ECANCELED) {
+        t->now = t->now && req->status != 0;
+        return false;
+    }
+    t->now = true;
+    (void)snprintf(t->text, sizeof t->text, "%.*s", (int)sizeof t->text - 1,
+                   req->error.text);
+    if (t->warned_ms != 0 && now - t->warned_ms < DISK_WARN_MS) {
+        return false;
+    }
+    t->warned_ms = now;
+    return true;
+}
+
+void disk_warn(const struct tier_req *req)
+{
+    log_warn("disk", "%s", req->error.text);
 }
 
 void disk_req_end(struct disk *d, struct tier_req *req)
@@ -186,9 +214,11 @@ static void finish(struct disk_op *op, enum verdict verdict, int err)
 void disk_op_end(struct disk_op *op, int result)
 {
     struct disk *d = op->disk;
+    enum disk_kind kind = op->kind;
     struct tier_req *req;
     enum verdict verdict;
     int err = 0;
+    bool warn;
 
     pthread_mutex_lock(&d->lock);
     req = op->req;
@@ -200,7 +230,11 @@ void disk_op_end(struct disk_op *op, int result)
         return;
     }
     finish(op, verdict, op->fd < 0 ? -result : err);
+    warn = disk_note(d, req, kind);
     disk_run(d);
     pthread_mutex_unlock(&d->lock);
+    if (warn) {
+        disk_warn(req);
+    }
     disk_req_end(d, req);
 }

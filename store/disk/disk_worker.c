@@ -189,6 +189,19 @@ static uint64_t punch_at(const struct disk *d)
     return x->dead->since_ms == 0 ? 0 : x->dead->since_ms + DISK_PUNCH_DELAY_MS;
 }
 
+/* Locked, lets go in between. */
+static void refuse(struct disk *d, struct tier_req *req)
+{
+    bool warn = disk_note(d, req, DISK_ROOM);
+
+    pthread_mutex_unlock(&d->lock);
+    if (warn) {
+        disk_warn(req);
+    }
+    disk_req_end(d, req);
+    pthread_mutex_lock(&d->lock);
+}
+
 /* Locked, lets go in between. Do one thing; false: there was none. */
 static bool work_once(struct disk *d)
 {
@@ -200,9 +213,7 @@ static bool work_once(struct disk *d)
         disk_op_end(op, op->result);
         pthread_mutex_lock(&d->lock);
     } else if ((item = list_pop(&d->refused)) != NULL) {
-        pthread_mutex_unlock(&d->lock);
-        disk_req_end(d, container_of(item, struct tier_req, link));
-        pthread_mutex_lock(&d->lock);
+        refuse(d, container_of(item, struct tier_req, link));
     } else if ((item = list_pop(&d->grow)) != NULL) {
         disk_grow(d, container_of(item, struct disk_store, grow_link));
     } else if ((item = list_pop(&d->reap)) != NULL) {

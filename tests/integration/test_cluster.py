@@ -345,6 +345,15 @@ class Starting(DaemonTest):
                         f"{self.dir}/data", status=1,
                         texts=[f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"])
 
+    def test_port_of_http_taken(self):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            s.listen()
+            taken = f"127.0.0.1:{s.getsockname()[1]}"
+            self.refused(*self.minimal("--http", taken), status=1,
+                         texts=["--http", taken])
+            self.assertEqual(os.listdir(self.dir), [])
+
     def test_second_node_on_the_same_address(self):
         node = self.node()
         self.refused("--listen", node.id, "--engine", node.options["engine"],
@@ -368,6 +377,11 @@ class Starting(DaemonTest):
                      ("--message-limit", "1K"), ("--group", "a/b"),
                      ("--group", ""), ("--group", "x" * 300),
                      ("--insecure=yes",), ("--data", ""),
+                     ("--disk-reserve", "some"), ("--lend-mem", "-1"),
+                     ("--lend-disk", "1.5"), ("--block-lease", "7"),
+                     ("--http", "x"), ("--http", "0.0.0.0:9999"),
+                     ("--grpc", "127.0.0.1"), ("--grpc", "0.0.0.0:9999"),
+                     ("--mem-limit", "15M"), ("--line-protocol", "maybe"),
                      ("--config", "/nonexistent"),
                      ("--engine", "nonsense:x"), ("--engine", "")):
             with self.subTest(args=args):

@@ -536,12 +536,22 @@ class Disks(FaultTest):
                  for t in result.object()["tiers"]}
         self.assertIn((peer.id, "memory"), tiers)
         self.assertLess(tiers.get((owner.id, "disk"), 0), 12 * MIB)
+        # The log and the status say so, once: the limit alone has room.
+        said = [r for r in owner.log_text().splitlines()
+                if "No space left" in r]
+        self.assertEqual(len(said), 1, said)
+        self.assertIn(f"{folder}/data", said[0])
+        self.assertRegex(owner.ctl("status").out,
+                         "disk: off, .*No space left on device")
         for node in (owner, peer):
             got = self.assert_done(node.ctl("sos", "read", "x")).stdout
             self.assertTrue(got == data, node.id)
         self.assert_done(owner.ctl("sos", "rm", "x"))
         self.wait_unused()
-        self.assert_done(owner.ctl("sos", "write", "y", data=data))
+        self.assert_done(owner.ctl("sos", "write", "y", data=data[:8 * MIB]))
+        self.assertIn("disk: on", owner.ctl("status").out)
+        self.assert_done(owner.ctl("sos", "write", "z",
+                                   data=data[8 * MIB:]))
 
     def test_disk_that_others_fill(self):
         folder = self.tmpfs("32M")
@@ -604,7 +614,7 @@ class Fallbacks(FaultTest):
         feature = self.feature(node, "io_uring")
         self.assertFalse(feature.on)
         self.assertIn("threads", feature.detail)
-        self.assertIn("io_uring", node.ctl("status").out)
+        self.assertIn("io_uring: off, ", node.ctl("status").out)
         self.check_works(node)
 
     def test_io_uring_forbidden(self):

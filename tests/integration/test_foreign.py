@@ -1,5 +1,6 @@
 """A gRPC client that is not ours, well-behaved and not."""
 import concurrent.futures
+import ctypes
 import queue
 import random
 import socket
@@ -15,6 +16,14 @@ HEADER = struct.Struct("<IBBHQQIIIIIQQI")  # store/block.h
 MAGIC = 0x4b4c4248
 FIRST_NONE = 0xffffffff
 WINDOW = 8
+
+
+def xxh3(data):
+    """XXH3-64, of the library that the nodes use."""
+    fn = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+    fn.restype, fn.argtypes = ctypes.c_uint64, [ctypes.c_char_p,
+                                                ctypes.c_size_t]
+    return fn(data, len(data))
 
 
 class Requests:
@@ -377,6 +386,44 @@ class Foreign(ForeignTest):
                               ("ECORRUPT", "EPROTO"))
                 info = self.store.Stat(
                     self.pb.StoreRequest(name=f"y {name}"), timeout=5)
+                self.assertEqual((info.state, info.records), ("aborted", 0))
+
+    def seal(self, opened, payload):
+        """The first block of this writer, and its digest."""
+        head = bytearray(HEADER.pack(
+            MAGIC, 1, 0, 0, opened.generation, 0, opened.writer, 1, 0,
+            len(payload), len(payload), xxh3(payload), xxh3(payload), 0))
+        head[-4:] = struct.pack("<I", xxh3(bytes(head[:-4])) & 0xffffffff)
+        return bytes(head) + payload
+
+    def test_bits_flipped_on_the_way_to_the_owner(self):
+        """Of a block that is right in all else: in its header, its payload."""
+        payload = struct.pack("<I", 5000) + random_bytes(5000)
+        for bit in (None, 3, 70, 100, 180, 300, 350, 420, 500, 512, 20000,
+                    8 * (64 + 5004) - 1):
+            with self.subTest(bit=bit):
+                name = f"x {bit}"
+                requests, replies, first = self.open_write(name)
+                block = bytearray(self.seal(first.opened, payload))
+                if bit is not None:
+                    block[bit // 8] ^= 1 << bit % 8
+                requests.send(self.pb.WriteRequest(block=bytes(block)))
+                if bit is None:
+                    wait_until("the block to be taken", lambda: self.store.Stat(
+                        self.pb.StoreRequest(name=name),
+                        timeout=5).records == 1, 10)
+                    self.assertEqual(self.first.ctl("sos", "read",
+                                                    name).stdout, payload[4:])
+                    replies.cancel()
+                    requests.close()
+                    continue
+                requests.close()
+                error = self.fails(grpc.StatusCode.DATA_LOSS, "ECORRUPT",
+                                   list, replies)
+                for text in (f'store "{name}"', "block 0/0", self.first.id):
+                    self.assertIn(text, error.details())
+                info = self.store.Stat(self.pb.StoreRequest(name=name),
+                                       timeout=5)
                 self.assertEqual((info.state, info.records), ("aborted", 0))
 
     def test_bad_opens(self):

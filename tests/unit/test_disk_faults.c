@@ -166,6 +166,53 @@ static void test_error_names_file_and_offset(void **state)
     call_release(&b);
 }
 
+/* Status tells what has failed until it works again. */
+static void test_trouble_is_told(void **state)
+{
+    static const struct {
+        char op;
+        int answer;
+    } faults[] = {{'w', -EIO}, {'r', -EIO}, {'w', -ENOSPC}, {'a', -ENOSPC}};
+
+    (void)state;
+    for (unsigned i = 0; i < sizeof faults / sizeof faults[0]; i++) {
+        struct fault f = {
+            .op = faults[i].op, .answer = faults[i].answer, .lasting = true};
+        struct disk_features now;
+        struct tier *t;
+        struct call a;
+
+        atomic_init(&f.countdown, 1);
+        t = tier_with(
+            (struct disk_options){.fault = on_fault, .fault_ctx = &f});
+        disk_features(t, &now);
+        assert_true(now.works);
+        call_init(&a, 1, 0, 5000);
+        fill(a.req.data, 5000, 7);
+        if (put_wait(t, &a) == 0) {
+            call_again(&a);
+            assert_int_equal(get_wait(t, &a), HEDGE_EIO);
+        }
+        disk_features(t, &now);
+        assert_false(now.works);
+        assert_non_null(strstr(now.works_detail, dir));
+        assert_non_null(strstr(now.works_detail, strerror(-faults[i].answer)));
+        atomic_store(&f.countdown, 1000);
+        call_again(&a);
+        if (f.op == 'r') {
+            assert_int_equal(get_wait(t, &a), 0);
+        } else {
+            fill(a.req.data, 5000, 7);
+            assert_int_equal(put_wait(t, &a), 0);
+        }
+        disk_features(t, &now);
+        assert_true(now.works);
+        assert_string_equal(now.works_detail, "");
+        tier_free(t);
+        call_release(&a);
+    }
+}
+
 /* No space for more than the least: it makes do with less. */
 static void test_allocation_finds_no_space(void **state)
 {
@@ -539,6 +586,7 @@ int main(void)
         T(test_short_io_is_resumed),
         T(test_errors_are_told),
         T(test_error_names_file_and_offset),
+        T(test_trouble_is_told),
         T(test_allocation_finds_no_space),
         T(test_fallocate_is_refused),
         T(test_no_progress_ends),

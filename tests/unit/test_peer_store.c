@@ -179,7 +179,8 @@ static void bits_flipped(void **state)
     a.get = get_flipped;
     a.ctx = &a;
     assert_int_equal(box_read(s, &shape, NULL, NULL, &e), HEDGE_ECORRUPT);
-    assert_non_null(strstr(e.text, "node-a"));
+    assert_non_null(strstr(e.text, "store \"x\", block 0/"));
+    assert_non_null(strstr(e.text, "on node-a (memory)"));
     sos_store_unref(s);
     box_close(&b);
     peer_node_stop(&a);

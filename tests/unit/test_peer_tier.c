@@ -635,6 +635,50 @@ static void stopped_while_putting(void **state)
     release_many(m, MANY);
 }
 
+/* The only peer is stopped for so long that it is no member any more: what was
+ * on its way, and what comes, waits for it. Once it is known to have ended,
+ * nothing waits. */
+static void stopped_alone(void **state)
+{
+    struct far_node far;
+    struct peer_info info;
+    struct move m[MANY];
+    struct tier *t;
+
+    (void)state;
+    far_node_start(&far);
+    t = peer_test_tier(PEER_TEST_BLOCK, NULL, 0);
+    info = far_node_info(&far);
+    peer_tier_update(t, &info, 1);
+    put_many(t, m, 1);
+    wait_many(m, 1);
+    stop(&far);
+    for (unsigned i = 1; i < MANY; i++) {
+        if (i == MANY / 2) {
+            clock_sleep_ms(200);
+            peer_tier_update(t, NULL, 0);
+        }
+        move_init(&m[i], 100, i, PEER_TEST_BLOCK);
+        move_put(t, &m[i]);
+    }
+    clock_sleep_ms(PEER_STALL_MS + 1000);
+    for (unsigned i = 1; i < MANY; i++) {
+        assert_int_equal(atomic_load(&m[i].ended), 0);
+    }
+    assert_int_equal(kill(far.pid, SIGCONT), 0);
+    peer_tier_update(t, &info, 1);
+    wait_many(m, MANY);
+    assert_int_equal(count_on(t, m, MANY, "far"), MANY);
+    check_many(t, m, MANY);
+    release_many(m, MANY);
+    far_node_stop(&far);
+    peer_tier_update(t, NULL, 0);
+    move_init(&m[0], 101, 0, PEER_TEST_BLOCK);
+    assert_int_equal(move_there(t, &m[0]), HEDGE_EREFUSED);
+    tier_free(t);
+    move_release(&m[0]);
+}
+
 /* Nor does a stopped peer keep the tier from ending. */
 static void end_while_stopped(void **state)
 {
@@ -927,6 +971,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(acknowledged_too_early),
     cmocka_unit_test(end_with_puts_in_flight),
     cmocka_unit_test(stopped_while_putting),
+    cmocka_unit_test(stopped_alone),
     cmocka_unit_test(end_while_stopped),
     cmocka_unit_test(nonsense_for_gets),
     cmocka_unit_test(nonsense_for_puts),

@@ -835,6 +835,56 @@ static void a_wrong_copy_costs_nothing(void **state)
     box_close(&b);
 }
 
+/* Change one bit of the first block, which is in memory. */
+static void spoil_memory(struct sos_store *s)
+{
+    static const struct sos_read_options plain;
+    struct source *source;
+    struct segment seg;
+    struct hedge_error e;
+
+    assert_int_equal(sos_source_open(s, &plain, &source, &e), 0);
+    assert_int_equal(source->ops->next(source, 1000, &seg, &e), 0);
+    assert_string_equal(seg.kind, "memory");
+    ((unsigned char *)seg.block)[BLOCK_HEADER_SIZE + 7] ^= 1;
+    source->ops->free(source);
+}
+
+/* A bit changes in the memory here: the other copy is read instead, and where
+ * that is not right either it is an error. */
+static void a_wrong_block_in_memory_costs_nothing(void **state)
+{
+    static const enum sos_compression how[] = {SOS_COMPRESS_NONE,
+                                               SOS_COMPRESS_ZSTD};
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct sos_store_options o = box_defaults();
+        struct hedge_error e = {0};
+        struct fake_unit u;
+        struct box_result w;
+        struct sos_store *s;
+        struct box b;
+
+        o.replicas = 2;
+        o.compression = how[i];
+        box_open(&b, &(struct box_options){.nodes = 1});
+        s = box_store(&b, "x", &o);
+        w = box_write(s, &small, 150);
+        assert_int_equal(w.closed, 0);
+        assert_true(box_used(s, "memory") > 0);
+        spoil_memory(s);
+        box_expect(s, &small, &w.manifest);
+        u = fake_tier_unit(b.remote, 0);
+        u.corrupt = true;
+        fake_tier_set(b.remote, 0, &u);
+        assert_int_equal(box_read(s, &small, NULL, NULL, &e), HEDGE_ECORRUPT);
+        assert_non_null(strstr(e.text, "\"x\", block 0/0 on fake-"));
+        sos_store_unref(s);
+        box_close(&b);
+    }
+}
+
 static void too_few_nodes_for_the_copies(void **state)
 {
     struct sos_store_options o = box_defaults();
@@ -877,6 +927,7 @@ int main(void)
         cmocka_unit_test(local_stores),
         cmocka_unit_test(a_lost_copy_costs_nothing),
         cmocka_unit_test(a_wrong_copy_costs_nothing),
+        cmocka_unit_test(a_wrong_block_in_memory_costs_nothing),
         cmocka_unit_test(too_few_nodes_for_the_copies),
     };
 

@@ -19,12 +19,14 @@ enum manner {
     END_FIRST,
     LEAVES_AT_ONCE,
     TIMES_OUT,
+    FLIPS_A_BIT,
 };
 
 struct far_end {
     struct rpc_server *server;
     struct rpc_channel *channel;
     enum manner manner;
+    size_t bit; /* FLIPS_A_BIT: of the second block. */
 };
 
 static void send_opened(struct rpc_stream *s, size_t block_size)
@@ -32,17 +34,21 @@ static void send_opened(struct rpc_stream *s, size_t block_size)
     Hedge__V1__ReadReply m = HEDGE__V1__READ_REPLY__INIT;
 
     m.opened = true;
+    m.owner = (char *)(uintptr_t) "node-a";
     m.block_size = (uint32_t)block_size;
     (void)pb_send(s, &m.base, WAIT_MS);
 }
 
-/* One record that fills a block of this size. */
-static void send_block(struct rpc_stream *s, size_t size)
+#define NO_BIT SIZE_MAX
+
+/* One record that fills a block of this size, with one wrong bit. */
+static void send_block(struct rpc_stream *s, size_t size, uint64_t sequence,
+                       size_t bit)
 {
     unsigned char *p = mem_calloc(1, size);
     unsigned char head[64];
     uint32_t len = (uint32_t)(size - BLOCK_HEADER_SIZE);
-    struct block_header h = {.id = {.generation = 1},
+    struct block_header h = {.id = {.generation = 1, .sequence = sequence},
                              .records = 1,
                              .raw_len = len,
                              .stored_len = len};
@@ -55,6 +61,9 @@ static void send_block(struct rpc_stream *s, size_t size)
     }
     h.raw_sum = h.stored_sum = hash64(block_payload(p), len);
     block_header_encode(&h, p);
+    if (bit != NO_BIT) {
+        p[bit / 8] ^= (unsigned char)(1u << bit % 8);
+    }
     m.stop = len;
     out.head_len = hedge__v1__read_reply__pack(&m, head);
     out.head_len += wire_body_tag(size, head + out.head_len);
@@ -78,11 +87,14 @@ static int serve(struct rpc_stream *s, void *ctx, struct hedge_error *e)
         (void)pb_send(s, &m.base, WAIT_MS);
     } else {
         send_opened(s, SMALL);
-        send_block(s, SMALL);
+        send_block(s, SMALL, 0, NO_BIT);
     }
     if (f->manner == OPENED_TWICE) {
         send_opened(s, LARGE);
-        send_block(s, LARGE);
+        send_block(s, LARGE, 1, NO_BIT);
+    }
+    if (f->manner == FLIPS_A_BIT) {
+        send_block(s, SMALL, 1, f->bit);
     }
     if (f->manner == TIMES_OUT) {
         return error_set(e, HEDGE_ETIMEDOUT, "the disk is slow");
@@ -183,12 +195,39 @@ static void a_time_out_over_there(void **state)
     far_stop(&f);
 }
 
+/* Between the owner and a reader, in a header or a payload: an error that says
+ * which block of which store, and from where. */
+static void a_bit_flipped_on_the_way(void **state)
+{
+    (void)state;
+    for (size_t bit = 0; bit < 8 * SMALL; bit += bit < 512 ? 7 : 60013) {
+        struct hedge_error e = {0};
+        struct source *source;
+        struct segment seg;
+        struct far_end f;
+        int rv;
+
+        f.bit = bit;
+        far_start(&f, FLIPS_A_BIT);
+        assert_int_equal(open_it(&f, &source, &e), 0);
+        assert_int_equal(source->ops->next(source, WAIT_MS, &seg, &e), 0);
+        rv = source->ops->next(source, WAIT_MS, &seg, &e);
+        assert_int_equal(rv, HEDGE_ECORRUPT);
+        assert_non_null(strstr(e.text, "store \"x\""));
+        assert_non_null(strstr(e.text, "block number 1"));
+        assert_non_null(strstr(e.text, "node-a"));
+        source->ops->free(source);
+        far_stop(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_second_block_size),
         cmocka_unit_test(an_end_before_the_beginning),
         cmocka_unit_test(a_time_out_over_there),
+        cmocka_unit_test(a_bit_flipped_on_the_way),
     };
     int rv;
 
