@@ -482,6 +482,10 @@ class Node:
     def resident(self):
         return resident(self.pid)
 
+    def without_socket(self):
+        """From now on others reach it as from another machine: by TCP."""
+        os.remove(os.path.join(self.folder, "socket"))
+
     def disk_bytes(self):
         """What its data directory takes on the disk."""
         total = 0

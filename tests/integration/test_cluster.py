@@ -298,6 +298,8 @@ class Election(DaemonTest):
             node.options["grpc"] = node.grpc
             nodes.append(node)
         start_cluster(nodes)
+        for node in nodes:
+            node.without_socket()
         ids = {n.id for n in nodes}
         for node in nodes:
             for args in (("broadcast", "x"), ("stream-broadcast",)):
