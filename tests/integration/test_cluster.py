@@ -422,6 +422,7 @@ class Starting(DaemonTest):
         and breaks nothing."""
         node = self.node(start=False, http=True)
         ended, heard = threading.Event(), []
+        pb, services = stubs("messages")
 
         def lines():
             while not ended.is_set():
@@ -441,7 +442,6 @@ class Starting(DaemonTest):
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.initial_reconnect_backoff_ms", 10),
                 ("grpc.max_reconnect_backoff_ms", 10)])
-            pb, services = stubs("messages")
             stub = services.MessagesStub(channel)
             while not ended.is_set():
                 for method in (stub.Send, stub.Broadcast):
