@@ -291,15 +291,13 @@ class Election(DaemonTest):
         """Where a node answers is told, not guessed from where it listens."""
         nodes = []
         for _ in range(3):
-            node = self.node(start=False, block_size="256K", mem_limit="8M",
-                             disk_limit="4M", disk_reserve="1M",
-                             sync_interval="200ms")
+            node = self.node(start=False, tcp=True, block_size="256K",
+                             mem_limit="8M", disk_limit="4M",
+                             disk_reserve="1M", sync_interval="200ms")
             node.grpc = f"127.0.0.1:{free_ports(1)}"
             node.options["grpc"] = node.grpc
             nodes.append(node)
         start_cluster(nodes)
-        for node in nodes:
-            node.without_socket()
         ids = {n.id for n in nodes}
         for node in nodes:
             for args in (("broadcast", "x"), ("stream-broadcast",)):

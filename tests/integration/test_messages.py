@@ -668,9 +668,7 @@ class Faults(DaemonTest):
     def test_a_connection_serves_many(self):
         """The way to the leader and to the members is made once, and not for
         each message: no connection comes or goes."""
-        self.start()
-        for node in self.nodes:
-            node.without_socket()
+        self.start(tcp=True)
         ports = {"%04X" % (n.port + i) for n in self.nodes for i in (0, 1)}
 
         def connections():
