@@ -338,6 +338,20 @@ HEDGE_API int hedge_sos_writer_close(struct hedge_sos_writer *w,
     return rv;
 }
 
+HEDGE_API void hedge_sos_writer_abort(struct hedge_sos_writer *w)
+{
+    if (w == NULL) {
+        return;
+    }
+    writer_drop(&w->writer);
+    if (w->remote) {
+        remote_sink_abort(w->sink);
+    } else {
+        sos_sink_abort(w->sink);
+    }
+    mem_free(w);
+}
+
 HEDGE_API int hedge_sos_reader_open(struct hedge_sos *sos, unsigned flags,
                                     struct hedge_sos_reader **out,
                                     struct hedge_error *e)

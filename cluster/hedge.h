@@ -257,6 +257,9 @@ HEDGE_API const char *hedge_sos_writer_error(const struct hedge_sos_writer *w);
 HEDGE_API int hedge_sos_writer_close(struct hedge_sos_writer *w,
                                      struct hedge_manifest *out,
                                      struct hedge_error *e);
+/* Instead of that: not all there is will be written. The store is aborted:
+ * whoever reads it gets its whole records and then HEDGE_EABORTED. */
+HEDGE_API void hedge_sos_writer_abort(struct hedge_sos_writer *w);
 
 enum { HEDGE_SOS_FOLLOW = 1, HEDGE_SOS_DISCARD = 2 };
 

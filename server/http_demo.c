@@ -129,15 +129,18 @@ static void spill_answer(struct http_request *r)
     http_answer_strbuf(r, MHD_HTTP_OK, "application/json", &b);
 }
 
-/* A writer that is still there has not been answered: its store keeps what is
- * whole. */
+/* A writer that is still there has failed, which was told: its store keeps what
+ * is whole. Or the client has gone before the end of its body: whoever reads
+ * the store is not to take the beginning for all of it. */
 static void spill_end(struct http_request *r)
 {
     struct spill *s = r->state;
 
     if (s != NULL) {
-        if (s->writer != NULL) {
+        if (s->writer != NULL && r->status != 0) {
             (void)hedge_sos_writer_close(s->writer, NULL, NULL);
+        } else {
+            hedge_sos_writer_abort(s->writer);
         }
         hedge_sos_close(s->sos);
         http_cutter_release(&s->cutter);

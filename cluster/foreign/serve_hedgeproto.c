@@ -266,7 +266,8 @@ static int open_part(struct hedge_node *n, const struct payload *p,
     return rv;
 }
 
-/* A sink may have to wait for its block, as those of serve_write.c do. */
+/* A sink may have to wait for its block, as those of serve_write.c do, and a
+ * reader for its own. */
 static int open_sink(struct rpc_stream *s, struct sos_store *store,
                      struct sink **out, struct hedge_error *e)
 {
@@ -418,6 +419,22 @@ static int send_piece(struct rpc_stream *s, struct hedge_node *n,
                : rv;
 }
 
+static int open_source(struct rpc_stream *s, struct sos_store *store,
+                       struct source **out, struct hedge_error *e)
+{
+    /* Whoever reads while another still writes waits for all of it. */
+    static const struct sos_read_options o = {.follow = true};
+    uint64_t until = clock_mono_ms() + SERVE_BUSY_MS;
+    int rv = sos_source_open(store, &o, out, e);
+
+    while (rv == HEDGE_EBUSY && clock_mono_ms() < until &&
+           !rpc_stream_is_cancelled(s)) {
+        clock_sleep_ms(SERVE_RETRY_MS);
+        rv = sos_source_open(store, &o, out, e);
+    }
+    return rv;
+}
+
 /* The next piece, as long as somebody waits for it. */
 static int await_piece(struct rpc_stream *s, struct reader *r, struct piece *p,
                        struct hedge_error *e)
@@ -439,12 +456,10 @@ static int await_piece(struct rpc_stream *s, struct reader *r, struct piece *p,
 static int read_part(struct rpc_stream *s, struct hedge_node *n,
                      struct sos_store *store, struct hedge_error *e)
 {
-    /* Whoever reads while another still writes waits for all of it. */
-    static const struct sos_read_options o = {.follow = true};
     struct msg_buf record;
     struct source *source;
     struct reader r;
-    int rv = sos_source_open(store, &o, &source, e);
+    int rv = open_source(s, store, &source, e);
 
     rv = rv != 0 ? rv : reader_init(&r, source);
     if (rv != 0) {

@@ -665,6 +665,9 @@ static int await_begin(struct hedge_stream *s, uint64_t until_ms,
     } else if (rv == HEDGE_EEND) {
         rv = error_set(e, HEDGE_EPROTO, "node %s ended the stream at once",
                        l->id);
+    } else if (rv == HEDGE_ETIMEDOUT) {
+        rv = error_set(e, rv, "the leader, node %s, has not answered in time",
+                       l->id);
     }
     return rv;
 }

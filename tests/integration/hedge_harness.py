@@ -344,14 +344,17 @@ def hedgectl(*args, node=None, json_output=False, data=None, timeout=60,
 
 class Node:
     """One hedged. Options are flags without dashes: mem_limit="64M". With
-    http=True it serves HTTP on a port of its own, `http`."""
+    http=True it serves HTTP on a port of its own, `http`. With tcp=True others
+    reach it as from another machine: a Unix socket's path would be too long.
+    """
 
     def __init__(self, folder, group="test", engine=None, port=None,
-                 **options):
+                 tcp=False, **options):
         self.port = port or free_ports()
         self.id = f"127.0.0.1:{self.port}"
         self.grpc = f"127.0.0.1:{self.port + 1}"
-        self.folder = os.path.join(folder, f"node-{self.port}")
+        self.folder = os.path.join(folder, f"node-{self.port}"
+                                   + "-of-a-long-name" * 7 * tcp)
         self.log = os.path.join(folder, f"node-{self.port}.log")
         self.options = {
             "listen": self.id,

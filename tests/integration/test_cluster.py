@@ -9,8 +9,9 @@ import time
 
 import grpc
 
-from hedge_harness import (HEDGED, Cluster, DaemonTest, finish, free_ports,
-                           hedgectl, hedgectl_start, main, report, stubs,
+from hedge_harness import (HEDGED, MIB, Cluster, DaemonTest, finish,
+                           free_ports, hedgectl, hedgectl_start, main,
+                           random_bytes, report, start_cluster, stubs,
                            wait_until)
 
 LEASE = 3.0
@@ -286,6 +287,59 @@ class Election(DaemonTest):
         self.assertRegex(other.log_text(), f"\nhedged: node {other.id} is not "
                          "in group \"test\": .* --block-size 2097152")
 
+    def test_a_grpc_port_of_its_own(self):
+        """Where a node answers is told, not guessed from where it listens."""
+        nodes = []
+        for _ in range(3):
+            node = self.node(start=False, tcp=True, block_size="256K",
+                             mem_limit="8M", disk_limit="4M",
+                             disk_reserve="1M", sync_interval="200ms")
+            node.grpc = f"127.0.0.1:{free_ports(1)}"
+            node.options["grpc"] = node.grpc
+            nodes.append(node)
+        start_cluster(nodes)
+        ids = {n.id for n in nodes}
+        for node in nodes:
+            for args in (("broadcast", "x"), ("stream-broadcast",)):
+                r = self.assert_done(hedgectl(*args, node=node.grpc,
+                                              data=b"x\n", json_output=True))
+                self.assertEqual({o["id"] for o in r.objects()}, ids)
+            self.assert_done(hedgectl("send", "x", node=node.grpc))
+            self.assert_done(hedgectl("put", "k", "v", node=node.grpc))
+        data = random_bytes(14 * MIB)  # More than the first has room for.
+        info = self.assert_done(hedgectl(
+            "sos", "write", "x", node=nodes[0].grpc, data=data,
+            json_output=True)).object()
+        self.assertGreater(len({t["node"] for t in info["tiers"]}), 1)
+        for node in nodes:
+            self.assertTrue(hedgectl("sos", "read", "x",
+                                     node=node.grpc).stdout == data)
+
+    def test_nothing_is_left_of_connections(self):
+        """Members that come, go and die, and lists that go round, leave no
+        descriptor behind."""
+        cluster, leader, _ = self.start(sync_interval="100ms")
+        member = cluster.others()[0]
+
+        def descriptors(node):
+            return len(os.listdir(f"/proc/{node.pid}/fd"))
+
+        def churn(times):
+            for i in range(times):
+                getattr(member, ("terminate", "kill")[i % 2])()
+                cluster.wait_members(2)
+                member.start()
+                cluster.wait_members(3)
+                for node in cluster.nodes:
+                    self.assert_done(node.ctl("broadcast", "x"))
+        churn(2)
+        rest = [n for n in cluster.nodes if n is not member]
+        before = [descriptors(n) for n in rest]
+        churn(6)
+        wait_until("the dead one's descriptors to be closed", lambda: all(
+            descriptors(n) < b + 4 for n, b in zip(rest, before)), 20)
+        self.assertIs(cluster.leader(), leader)
+
     def test_groups_are_apart(self):
         one = self.node(group="one")
         two = self.node(group="two")
@@ -331,6 +385,92 @@ class Starting(DaemonTest):
         self.assertEqual(sorted(os.listdir(node.folder)), before)
         node.ctl("sos", "write", "x", data=b"one\n")
         self.assertEqual(node.ctl("sos", "read", "x").stdout, b"one\n")
+
+    def test_it_listens_where_it_was_told(self):
+        """On its two or three ports, and on no others."""
+        node = self.node(http=True)
+        self.node()  # The two find each other, too.
+        inodes = set()
+        for name in os.listdir(f"/proc/{node.pid}/fd"):
+            try:
+                link = os.readlink(f"/proc/{node.pid}/fd/{name}")
+            except FileNotFoundError:
+                continue
+            if link.startswith("socket:["):
+                inodes.add(link[8:-1])
+        listening = set()
+        for kind in ("tcp", "tcp6", "udp", "udp6", "raw"):
+            try:
+                with open(f"/proc/{node.pid}/net/{kind}",
+                          encoding="ascii") as f:
+                    rows = [row.split() for row in f.readlines()[1:]]
+            except FileNotFoundError:
+                continue
+            # 0A: listens. What has no connections needs not listen.
+            listening.update(
+                (kind, r[1]) for r in rows if r[9] in inodes
+                and (r[3] == "0A" or not kind.startswith("tcp")))
+        mapped = "0000000000000000FFFF0000"  # An IPv4 address in IPv6.
+        self.assertEqual(
+            {(kind[:3], at.removeprefix(mapped)) for kind, at in listening},
+            {("tcp", "0100007F:%04X" % (node.port + i)) for i in range(3)})
+
+    def test_calls_while_it_starts(self):
+        """Whoever calls before all is in place gets an answer or a refusal,
+        and breaks nothing."""
+        node = self.node(start=False, http=True)
+        ended, heard = threading.Event(), []
+        pb, services = stubs("messages")
+
+        def lines():
+            while not ended.is_set():
+                try:
+                    with socket.create_connection(("127.0.0.1", node.port),
+                                                  10) as s:
+                        s.sendall(b"MEM bnVsbA==\nLDR\nHEY a:1\nSND eA==\n"
+                                  b"SEM x 1 a:1\nPUT bnVsbA==\n")
+                        s.shutdown(socket.SHUT_WR)
+                        while piece := s.recv(4096):
+                            heard.append(piece)
+                except OSError:
+                    time.sleep(0.001)
+
+        def calls():
+            channel = grpc.insecure_channel(node.grpc, options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 10),
+                ("grpc.max_reconnect_backoff_ms", 10)])
+            stub = services.MessagesStub(channel)
+            while not ended.is_set():
+                for method in (stub.Send, stub.Broadcast):
+                    request = (pb.SendRequest if method is stub.Send
+                               else pb.BroadcastRequest)(data=b"x")
+                    try:
+                        heard.extend(r.data for r in
+                                     method(iter([request]), timeout=5))
+                    except grpc.RpcError:
+                        time.sleep(0.001)
+            channel.close()
+        threads = [threading.Thread(target=fn)
+                   for fn in (lines, calls, lines, calls)]
+        for t in threads:
+            t.start()
+        try:
+            for i in range(6):
+                node.start()
+                wait_until("answers", lambda: f"{node.id}: x".encode()
+                           in heard)
+                heard.clear()
+                if i % 2:
+                    node.kill()
+                else:
+                    self.assertEqual(node.terminate(), 0)
+            node.start()
+        finally:
+            ended.set()
+            for t in threads:
+                t.join()
+        self.assert_done(node.ctl("send", "x"))
 
     def test_ports_taken(self):
         for taken in (0, 1):

@@ -174,6 +174,32 @@ class Parts(HedgeprotoTest):
         wait_until("the reader to be told", torn)
         self.close("torn", expire=1)
 
+    def test_many_at_once(self):
+        """Parts are made, filled, read and ended by all at the same time."""
+        failures = []
+
+        def client(i):
+            for j in range(15):
+                name, data = f"many {i} {j}", [b"%d %d" % (i, j)] * 50
+                try:
+                    self.write(name, data)
+                    self.write(f"many {j}", [b"x"])  # Of all of them.
+                    if self.read(name) != data:
+                        failures.append(name)
+                    self.close(name, expire=1)
+                except grpc.RpcError as e:
+                    failures.append(f"{name}: {e.details()}")
+        threads = [threading.Thread(target=client, args=(i,))
+                   for i in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(failures, [])
+        for j in range(15):
+            self.assertEqual(self.read(f"many {j}"), [b"x"] * 6)
+            self.close(f"many {j}", expire=1)
+
     def test_junk(self):
         for method in ("Send", "Broadcast", "SoSWrite", "SoSRead",
                        "SoSClose"):
@@ -313,6 +339,27 @@ class Life(DaemonTest):
             peak = max(peak, resident(node.pid) - before)
             time.sleep(0.05)
         self.assertLess(peak, 80 * MIB)
+
+    def test_stopping_with_streams(self):
+        """A node ends although its clients keep their streams open."""
+        node = self.node()
+        pb, pb_grpc = stubs("hedgeproto")
+        stub = pb_grpc.HedgeStub(node.channel())
+        ends, calls = [], []
+        for method in ("Send", "Broadcast", "SoSWrite", "SoSRead"):
+            requests = queue.Queue()
+            requests.put(pb.Payload(data=b"x", meta={"name": "s"}))
+            ends.append(requests)
+            calls.append(getattr(stub, method)(iter(requests.get, None),
+                                               timeout=100))
+        for call in calls[:2]:
+            self.assertTrue(next(call).data.endswith(b"x"))
+        wait_until("the store", lambda: node.status().stores == 1)
+        self.assertEqual(node.terminate(), 0)
+        for call, requests in zip(calls, ends):
+            with self.assertRaises(grpc.RpcError):
+                list(call)
+            requests.put(None)
 
     def test_memory_returns(self):
         node = self.node()

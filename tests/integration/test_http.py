@@ -2,7 +2,9 @@
 that do not behave."""
 import http.client
 import json
+import os
 import re
+import resource
 import socket
 import struct
 import time
@@ -405,6 +407,42 @@ class Crowd(DaemonTest):
                          struct.pack("ii", 1, 0))
             c.close()
         self.assertEqual(request(node, "/livez")[0], 200)
+
+    def test_bodies_that_are_cut(self):
+        """What is left of a body whose sender has gone is no request."""
+        heard = os.path.join(self.dir, "heard")
+        node = self.node(http=True, leader_handler=f"tee -a {heard}",
+                         broadcast_handler=f"tee -a {heard}")
+        for path in ("/put", "/send", "/broadcast", "/streamsend",
+                     "/streambroadcast", "/sos?name=cut"):
+            for frame in (b"Content-Length: 100\r\n\r\n",
+                          b"Transfer-Encoding: chunked\r\n\r\n6\r\n",
+                          b"Transfer-Encoding: chunked\r\n\r\n40\r\n"):
+                end = b"\r\n" if frame.endswith(b"\n6\r\n") else b""
+                answer = raw(node, f"POST {path} HTTP/1.1\r\nHost: x\r\n"
+                             .encode() + frame + b"k cut\n" + end)
+                self.assertFalse(answer.startswith(b"HTTP/1.1 2"), answer)
+        self.assertEqual(request(node, "/send", b"whole"), (200, b"whole"))
+        with open(heard, "rb") as f:
+            self.assertEqual(f.read(), b"whole")
+        self.assertEqual(request(node, "/get", b"k")[0], 404)
+        self.assertEqual(node.ctl("sos", "stat", "cut", json_output=True)
+                         .object()["state"], "aborted")
+
+    def test_running_out_of_descriptors(self):
+        """Taking connections goes on when there are descriptors again."""
+        node = self.node(http=True)
+        folder = f"/proc/{node.pid}/fd"
+        most = len(os.listdir(folder)) + 10
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (most, most))
+        clients = [connect(node) for _ in range(40)]
+        wait_until("descriptors to run out",
+                   lambda: len(os.listdir(folder)) == most)
+        time.sleep(0.3)  # It is told so a few times.
+        for c in clients:
+            c.close()
+        for _ in range(3):
+            self.assertEqual(request(node, "/livez")[0], 200)
 
     def test_stopping(self):
         node = self.node(http=True)

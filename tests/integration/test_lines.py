@@ -1,6 +1,8 @@
 """The reference's line protocol, as its own programs and others speak it."""
 import base64
 import json
+import os
+import resource
 import socket
 import struct
 import threading
@@ -321,6 +323,28 @@ class Semaphores(LinesTest):
         for caller in granted:
             self.assertEqual(ask(self.leader, f"SER many c{caller}"), "ACK")
 
+    def test_permits_of_others(self):
+        """A line names its caller as it likes: that does not make it the
+        owner of what was acquired in another way."""
+        token = int(self.assert_done(self.first.ctl(
+            "sem", "acquire", "theirs", "--limit", 1, "--ttl", "60s")).out)
+
+        def holders():
+            return self.first.ctl("sem", "ls", "theirs",
+                                  json_output=True).object()["holders"]
+        held = holders()
+        self.assertEqual([h["token"] for h in held], [token])
+        self.assertEqual(ask(self.leader, "SEM theirs 1 a:1"), "ACK")
+        for caller in ("a:1", held[0]["holder"], str(token), self.first.id,
+                       self.leader.id):
+            self.assertNotEqual(ask(self.leader, f"SER theirs {caller}"),
+                                "ACK", caller)
+            self.assertTrue(self.acquire("theirs", "a:1").startswith("1:"))
+        self.assertEqual([h["token"] for h in holders()], [token])
+        self.assert_done(self.first.ctl("sem", "release", "theirs", token))
+        self.assertEqual(self.acquire("theirs", "a:1"), "")
+        self.assertEqual(ask(self.leader, "SER theirs a:1"), "ACK")
+
 
 class Crowd(DaemonTest):
 
@@ -368,6 +392,41 @@ class Crowd(DaemonTest):
                                 struct.pack("ii", 1, 0))
             c.close()
         self.assertEqual(ask(node, "LDR"), "ACK")
+
+    def test_what_is_cut_off_reaches_nobody(self):
+        """A line without its end is no request, however whole it looks."""
+        heard = os.path.join(self.dir, "heard")
+        node = self.node(leader_handler=f"tee -a {heard}",
+                         broadcast_handler=f"tee -a {heard}")
+        whole = b64("cut " * 3000)
+        for line in ("SND " + whole, "SND " + whole[:4000], "SND YQ==",
+                     "ALL " + whole, "ALL " + whole[:4], put("cut", "v"),
+                     put("cut", "v") + " noappend", "SEM cut 1 a:1", "LDR"):
+            with Lines(node) as c:
+                c.send(line)
+                c.socket.shutdown(socket.SHUT_WR)
+                self.assertIsNone(c.receive(), line[:100])
+        self.assertEqual(ask(node, "SND " + b64("whole")),
+                         "ACK " + b64("whole"))
+        with open(heard, "rb") as f:
+            self.assertEqual(f.read(), b"whole")
+        self.assert_status(node.ctl("get", "cut"), 3)
+        self.assertTrue(unb64(ask(node, "SEA cut a:1")[4:]).startswith(b"0:"))
+
+    def test_running_out_of_descriptors(self):
+        """Taking connections goes on when there are descriptors again."""
+        node = self.node()
+        folder = f"/proc/{node.pid}/fd"
+        most = len(os.listdir(folder)) + 10
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (most, most))
+        clients = [Lines(node) for _ in range(40)]
+        wait_until("descriptors to run out",
+                   lambda: len(os.listdir(folder)) == most)
+        time.sleep(0.3)  # It is told so a few times.
+        for c in clients:
+            c.close()
+        for _ in range(3):
+            self.assertEqual(ask(node, "LDR"), "ACK")
 
     def test_stopping_with_clients(self):
         node = self.node()

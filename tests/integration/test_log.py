@@ -6,9 +6,11 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import threading
 import time
+import urllib.request
 
 import grpc
 
@@ -778,6 +780,40 @@ class Faults(DaemonTest):
         time.sleep(0.3)
         self.assert_done(node.ctl("put", "k", "v"))
         self.assertEqual(node.ctl("get", "k").stdout, b"v")
+
+    def test_nothing_of_it_is_logged(self):
+        """Not even at the level that says most: values and messages are
+        nobody else's business."""
+        node = self.node(log_level="debug", http=True)
+        secret = "my-secret-value"
+        line = base64.b64encode(json.dumps(
+            {"key": "k", "value": secret, "timestamp": ""}).encode())
+        text = secret.encode()
+        for args in (("put", "k", secret), ("get", "k"), ("log",),
+                     ("put", "__hedge/k", secret), ("send", secret),
+                     ("broadcast", secret), ("put", "k", secret,
+                                             "--no-append")):
+            node.ctl(*args)
+        node.ctl("sos", "write", "s", data=text)
+        node.ctl("stream-send", data=text)
+        put_grpc(node, b"k", text)
+        for path, body in (("put", b"k " + text), ("get", b"k"),
+                           ("send", text), ("broadcast", text)):
+            with urllib.request.urlopen(f"http://{node.http}/{path}",
+                                        data=body, timeout=20) as r:
+                self.assertEqual(r.status, 200)
+        with socket.create_connection(("127.0.0.1", node.port), 20) as s:
+            s.sendall(b"PUT " + line + b"\nSND " + base64.b64encode(text)
+                      + b"\nPUT " + base64.b64encode(text) + b"\n")
+            s.shutdown(socket.SHUT_WR)
+            while s.recv(65536):
+                pass
+        self.assertEqual(node.terminate(), 0)
+        logged = node.log_text()
+        self.assertIn("debug", logged.lower())
+        for form in (secret, base64.b64encode(text).decode().rstrip("="),
+                     line.decode(), text.hex()):
+            self.assertNotIn(form, logged)
 
     def test_full_disk(self):
         """Errors, nothing that was acknowledged is lost, the node goes on."""

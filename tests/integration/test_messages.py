@@ -3,6 +3,7 @@ import base64
 import json
 import os
 import queue
+import socket
 import threading
 import time
 
@@ -663,6 +664,70 @@ class Faults(DaemonTest):
                              grpc.StatusCode.UNAVAILABLE)
             self.assertIn(hedge_error(caught.exception),
                           ("ENOLEADER", "EUNAVAILABLE"))
+
+    def test_a_connection_serves_many(self):
+        """The way to the leader and to the members is made once, and not for
+        each message: no connection comes or goes."""
+        self.start(tcp=True)
+        ports = {"%04X" % (n.port + i) for n in self.nodes for i in (0, 1)}
+
+        def connections():
+            """Those that are gone stay in these tables for a minute."""
+            rows = set()
+            for kind in ("tcp", "tcp6"):
+                try:
+                    with open(f"/proc/self/net/{kind}",
+                              encoding="ascii") as f:
+                        for row in f.readlines()[1:]:
+                            _, here, there = row.split()[:3]
+                            if {here[-4:], there[-4:]} & ports:
+                                rows.add((here[-4:], there[-4:]))
+                except FileNotFoundError:
+                    continue
+            return rows
+        pb, grpc_stubs = messages()
+        stub = grpc_stubs.MessagesStub(self.others[0].channel())
+
+        def all_of_it():
+            for _ in range(40):
+                list(stub.Send(iter([pb.SendRequest(data=b"x")]), timeout=20))
+                list(stub.Broadcast(iter([pb.BroadcastRequest(data=b"x")]),
+                                    timeout=20))
+        all_of_it()
+        before = connections()
+        self.assertGreater(len(before), 2)
+        all_of_it()
+        self.assertLess(len(connections() - before), 8)
+
+    def test_calls_without_a_leader(self):
+        """Whatever needs one is told that there is none, at its deadline; the
+        rest goes on."""
+        self.start(n=2, lease="60s")
+        self.leader.kill()
+        node = self.others[0]
+        for args in (("send", "x"), ("send", "x", "--retries", "-1"),
+                     ("stream-send",), ("put", "k", "v"),
+                     ("put", "k", "v", "--no-append"),
+                     ("sem", "acquire", "x", "--limit", "1", "--ttl", "60s"),
+                     ("sem", "ls"), ("lock", "run", "x", "--", "true"),
+                     ("sem", "run", "x", "--limit", "2", "--", "true")):
+            r = node.ctl("--timeout", "1s", *args, data=b"x\n")
+            self.assertNotEqual(r.status, 0, str(r))
+            self.assertEqual(r.stdout, b"", str(r))
+            # The client's own deadline may have been the faster.
+            self.assertRegex(r.err, f"leader|{self.leader.id}|Deadline",
+                             str(r))
+        with socket.create_connection(("127.0.0.1", node.port), 60) as s:
+            s.sendall(b"LDR\nSND eA==\nSEM x 1 a\nSEA x a\nSER x a\n")
+            s.shutdown(socket.SHUT_WR)
+            lines = s.makefile("rb").read().split(b"\n")
+        self.assertEqual(len(lines), 6, lines)
+        self.assertNotIn(b"ACK", lines)
+        self.assertEqual(self.assert_status(node.ctl(
+            "get", "k"), 3).stdout, b"")
+        r = node.ctl("broadcast", "x", "--to", node.id, json_output=True)
+        self.assertEqual(self.assert_done(r).object()["reply"],
+                         f"{node.id}: x")
 
     def test_member_killed_during_broadcast(self):
         self.start(broadcast_handler=self.slow_handler())

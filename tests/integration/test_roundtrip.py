@@ -4,6 +4,7 @@ import os
 import subprocess
 import threading
 import time
+import zlib
 
 from hedge_harness import (HEDGECTL, KIB, MIB, SharedTest, finish,
                            hedgectl_start, main, random_bytes, wait_until)
@@ -141,6 +142,30 @@ class RoundTrip(SharedTest):
         info = self.write("x", data, "--record-size", "150M")
         self.assertEqual(info["records"], 1)
         self.assertTrue(self.read("x") == data, "the bytes differ")
+
+    def test_more_than_31_bits_count(self):
+        """Above 2 GiB in one store, and in a reader's hands."""
+        piece = random_bytes(1000) * 4195
+        n = 540
+        writer = hedgectl_start("sos", "write", "x", "--record-size", "8M",
+                                "--compress", "zstd", "-o", "json",
+                                node=self.first)
+        wanted = 0
+        for _ in range(n):
+            writer.stdin.write(piece)
+            wanted = zlib.crc32(piece, wanted)
+        info = self.assert_done(finish(writer)).object()
+        self.addCleanup(self.first.ctl, "sos", "rm", "x")
+        self.assertGreater(info["bytes"], 1 << 31)
+        self.assertEqual(info["bytes"], n * len(piece))
+        reader = hedgectl_start("sos", "read", "x", node=self.first)
+        got = size = 0
+        while chunk := reader.stdout.read(MIB):
+            got = zlib.crc32(chunk, got)
+            size += len(chunk)
+        reader.stdout.close()
+        self.assert_done(finish(reader))
+        self.assertEqual((size, got), (info["bytes"], wanted))
 
     def test_compressed(self):
         data = b"".join(b"line %d of a text that repeats itself\n" % i

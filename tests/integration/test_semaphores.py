@@ -381,6 +381,38 @@ class Service(SharedTest, LockTest):
         self.assertIn("15000", self.assert_error("EINVAL", other.open))
         client.close()
 
+    def test_the_holder_is_no_owner(self):
+        """Whoever comes with the holder's name, as a process does that was
+        given a dead one's address, has nothing of what it held."""
+        a, b = Client(self.others[0]), Client(self.others[1])
+        b.session.holder = a.session.holder
+        token = a.acquire("address", 2).token
+        self.assertEqual(list(b.open().held), [])
+        self.assert_error("EFENCED", b.release, "address", token)
+        self.assert_error("EFENCED", b.release, "address", 0)
+        second = b.acquire("address", 2).token  # One of its own.
+        self.assertGreater(second, token)
+        b.close()
+        self.assertEqual([h.token for h in a.renew().held], [token])
+        a.close()
+
+    def test_names_are_names_only(self):
+        """No pattern, no prefix, no language: each is itself."""
+        names = ("job", "job_2", "jo", "j%", "j_b", "*", "j*", "j?b",
+                 "x' OR '1'='1", 'x"; DROP TABLE t; --', "-- ", "\\0", "$(id)",
+                 "job ")
+        holder, other = Client(self.others[0]), Client(self.others[1])
+        tokens = [holder.acquire(name, 1).token for name in names]
+        for i, (name, token) in enumerate(zip(names, tokens)):
+            self.assert_error("EBUSY", other.try_acquire, name, 1)
+            holder.release(name, token)
+            state = holder.renew()
+            self.assertEqual([h.token for h in state.held], tokens[i + 1:])
+        self.assertEqual([s.name for s in other.list() if s.name in names],
+                         [])
+        holder.close()
+        other.close()
+
     def test_unknown_tokens(self):
         client = Client(self.others[0])
         token = client.acquire("known", 1).token

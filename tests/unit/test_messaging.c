@@ -743,6 +743,13 @@ static void a_stream_handler_that_fails(void **state)
     assert_non_null(strstr(e.text, "no more of this"));
     assert_string_equal(m.from, hedge_node_name(leader_of(c)->node));
     assert_int_equal(hedge_stream_recv(s, WAIT_MS, &m, &e), HEDGE_EEND);
+    /* Who goes on sending is told, and is not left to wait. */
+    for (unsigned i = 0; i < 100; i++) {
+        int rv = stream_text(s, "more");
+
+        assert_true(rv < 0 && rv != HEDGE_ETIMEDOUT);
+        assert_int_equal(hedge_stream_recv(s, WAIT_MS, &m, &e), HEDGE_EEND);
+    }
     hedge_stream_close(s);
     /* One that returns early ends it in good order. */
     assert_int_equal(

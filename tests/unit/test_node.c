@@ -289,6 +289,46 @@ static void a_writer_elsewhere(void **state)
     assert_int_equal(hedge_sos_remove(c->node[0], "remote", WAIT_MS, NULL), 0);
 }
 
+/* Here and elsewhere: nobody takes what there is for all there was to be. */
+static void a_writer_that_gives_up(void **state)
+{
+    struct cluster *c = *state;
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct hedge_sos *owner, *sos;
+        struct hedge_sos_writer *w;
+        struct hedge_sos_reader *r;
+        struct hedge_piece p;
+        unsigned whole = 0;
+        int rv;
+
+        assert_int_equal(
+            hedge_sos_open(c->node[0], "given up", NULL, WAIT_MS, &owner, NULL),
+            0);
+        assert_int_equal(
+            hedge_sos_open(c->node[i], "given up", NULL, WAIT_MS, &sos, NULL),
+            0);
+        assert_int_equal(hedge_sos_writer_open(sos, &w, NULL), 0);
+        assert_int_equal(hedge_sos_write(w, "one", 3), 0);
+        assert_int_equal(hedge_sos_flush(w), 0);
+        assert_int_equal(hedge_sos_write(w, "two", 3), 0);
+        hedge_sos_writer_abort(w);
+        assert_int_equal(
+            hedge_sos_reader_open(owner, HEDGE_SOS_FOLLOW, &r, NULL), 0);
+        while ((rv = hedge_sos_next(r, WAIT_MS, &p)) == 0) {
+            whole += p.last;
+        }
+        assert_int_equal(rv, HEDGE_EABORTED);
+        assert_in_range(whole, 0, 2);
+        hedge_sos_reader_close(r);
+        hedge_sos_close(sos);
+        hedge_sos_close(owner);
+        assert_int_equal(
+            hedge_sos_remove(c->node[0], "given up", WAIT_MS, NULL), 0);
+    }
+    hedge_sos_writer_abort(NULL);
+}
+
 /* gRPC clients like to set a deadline. When it has passed the writer is gone:
  * a reader that follows hears of it. */
 static void a_writer_whose_deadline_passes(void **state)
@@ -464,6 +504,7 @@ int main(void)
         cmocka_unit_test(one_leader),
         cmocka_unit_test(a_store_spans_the_cluster),
         cmocka_unit_test(a_writer_elsewhere),
+        cmocka_unit_test(a_writer_that_gives_up),
         cmocka_unit_test(a_writer_whose_deadline_passes),
         cmocka_unit_test(options_that_differ),
         cmocka_unit_test(errors_at_start),

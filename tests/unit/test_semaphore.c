@@ -624,6 +624,80 @@ static void failed_append_reads_all_again(void **state)
     done_with(&f);
 }
 
+/* What is on disk cannot be read: that is not as if nobody held anything. */
+static void what_cannot_be_read_is_not_free(void **state)
+{
+    struct semaphore_row row;
+    struct fixture f;
+    uint64_t load;
+    unsigned a;
+
+    (void)state;
+    fresh(&f);
+    a = acquire(&f, 1, 10, 1, 1, 1000);
+    row = f.rows[0];
+    settle(&f);
+    row.token = f.calls[a].token;
+    step(&f, (struct semaphore_event){.type = SEMAPHORE_LOST});
+    step(&f,
+         (struct semaphore_event){.type = SEMAPHORE_LEAD, .term = ++f.term});
+    load = f.out.load_id;
+    a = acquire(&f, 2, 20, 1, 1, 100000);
+    for (unsigned i = 0; i < 5; i++) {
+        step(&f, (struct semaphore_event){
+                     .type = SEMAPHORE_LOADED,
+                     .id = load,
+                     .status = i % 2 == 0 ? HEDGE_EIO : HEDGE_ECORRUPT});
+        assert_int_equal(f.append_id, 0);
+        assert_false(f.done[a] && f.calls[a].status == 0);
+        f.now = f.out.wake_ms;
+        tick(&f, 0);
+        load = f.out.load_id;
+        assert_int_not_equal(load, 0);
+    }
+    step(&f,
+         (struct semaphore_event){
+             .type = SEMAPHORE_LOADED, .id = load, .rows = &row, .n_rows = 1});
+    tick(&f, REQUEUE);
+    assert_answer(&f, acquire(&f, 3, 30, 1, 1, 0), HEDGE_EBUSY);
+    assert_int_equal(f.append_id, 0);
+    done_with(&f);
+}
+
+/* A release that is not on disk has not happened: it is told, and what it
+ * would have freed is not given away. */
+static void failed_release_is_told(void **state)
+{
+    struct semaphore_row row;
+    struct fixture f;
+    unsigned a, r, w;
+
+    (void)state;
+    fresh(&f);
+    a = acquire(&f, 1, 10, 1, 1, 1000);
+    row = f.rows[0];
+    settle(&f);
+    row.token = f.calls[a].token;
+    w = acquire(&f, 2, 20, 1, 1, 100000);
+    r = release(&f, 1, row.token);
+    appended(&f, HEDGE_EIO);
+    assert_answer(&f, r, HEDGE_ENOTLEADER); /* To be asked again. */
+    assert_false(f.done[w] && f.calls[w].status == 0);
+    f.now = f.out.wake_ms;
+    tick(&f, 0);
+    step(&f, (struct semaphore_event){.type = SEMAPHORE_LOADED,
+                                      .id = f.out.load_id,
+                                      .rows = &row,
+                                      .n_rows = 1});
+    tick(&f, REQUEUE);
+    assert_answer(&f, acquire(&f, 3, 30, 1, 1, 0), HEDGE_EBUSY);
+    r = release(&f, 1, row.token);
+    settle(&f);
+    assert_answer(&f, r, 0);
+    (void)take(&f, 3, 31, 1, 1);
+    done_with(&f);
+}
+
 static void fenced_append_grants_nothing(void **state)
 {
     struct fixture f;
@@ -861,6 +935,8 @@ int main(void)
         cmocka_unit_test(another_leader_reads_what_is_held),
         cmocka_unit_test(waiters_come_back_to_their_places),
         cmocka_unit_test(failed_append_reads_all_again),
+        cmocka_unit_test(what_cannot_be_read_is_not_free),
+        cmocka_unit_test(failed_release_is_told),
         cmocka_unit_test(fenced_append_grants_nothing),
         cmocka_unit_test(fenced_while_it_leads_reads_all_again),
         cmocka_unit_test(leader_whose_lease_is_over_promises_nothing),
