@@ -269,8 +269,11 @@ static void peer_unref(struct relay_peer *p)
     }
 }
 
-static void free_relayed(struct relayed *r)
+static void free_relayed(struct locks *l, struct relayed *r)
 {
+    if (r->counted) {
+        atomic_fetch_sub(&l->n_relayed, 1);
+    }
     list_remove(&r->call.link);
     list_remove(&r->link);
     mem_free(r->call.held);
@@ -290,9 +293,8 @@ static void answer(struct relay_peer *p, const struct semaphore_call *c,
 
 void relay_answered(struct locks *l, struct relayed *r)
 {
-    (void)l;
     answer(r->peer, &r->call, r->id, false);
-    free_relayed(r);
+    free_relayed(l, r);
 }
 
 struct relayed_letter {
@@ -314,6 +316,29 @@ static struct relayed *find_relayed(struct relay_peer *p, uint64_t id)
     return NULL;
 }
 
+static bool waits(const struct semaphore_call *c)
+{
+    return c->op == SEMAPHORE_WATCH ||
+           (c->op == SEMAPHORE_ACQUIRE && c->wait_ms > 0);
+}
+
+/* It may be gone then. */
+static void step_relayed(struct locks *l, struct relayed *r)
+{
+    size_t max = waits(&r->call) ? RELAYED_WAITING_MAX : RELAYED_MAX;
+
+    if (atomic_load(&l->n_relayed) >= max) {
+        r->call.status = HEDGE_EEXHAUSTED;
+        (void)snprintf(r->call.text, sizeof r->call.text,
+                       "the leader has %zu calls of other nodes waiting", max);
+        relay_answered(l, r);
+        return;
+    }
+    r->counted = true;
+    atomic_fetch_add(&l->n_relayed, 1);
+    locks_step_call(l, &r->call);
+}
+
 static void on_relayed(struct hedge_node *n, struct letter *letter, bool closed)
 {
     struct relayed_letter *m =
@@ -325,12 +350,12 @@ static void on_relayed(struct hedge_node *n, struct letter *letter, bool closed)
     mem_free(m);
     if (closed) {
         outbox_taken(&p->out);
-        free_relayed(r);
+        free_relayed(n->locks, r);
         return;
     }
     atomic_fetch_add(&p->refs, 1);
     list_push(&p->calls, &r->link);
-    locks_step_call(n->locks, &r->call);
+    step_relayed(n->locks, r);
     r = find_relayed(p, id); /* It may have been answered. */
     if (r != NULL && r->call.queued) {
         answer(p, &r->call, id, true);
@@ -346,10 +371,10 @@ static void on_peer_gone(struct hedge_node *n, struct letter *letter,
     struct relayed_letter *m =
         container_of(letter, struct relayed_letter, letter);
 
-    (void)n;
     (void)closed;
     while (!list_empty(&m->peer->calls)) {
-        free_relayed(container_of(m->peer->calls.next, struct relayed, link));
+        free_relayed(n->locks,
+                     container_of(m->peer->calls.next, struct relayed, link));
     }
     peer_unref(m->peer);
     mem_free(m);

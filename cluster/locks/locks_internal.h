@@ -62,7 +62,13 @@ struct relayed {
     struct list link;           /* Of its peer. */
     struct relay_peer *peer;
     uint64_t id;
+    bool counted; /* Among n_relayed. */
 };
+
+/* Calls of all other nodes at a time, about 1 KiB each; what stands in line or
+ * watches leaves room for what comes to an end by itself. */
+#define RELAYED_MAX 16384u
+#define RELAYED_WAITING_MAX 12288u
 
 /* Another node's stream to this one. */
 struct relay_peer {
@@ -116,6 +122,7 @@ struct locks {
     uint64_t due_ms;       /* The first deadline there may be. */
     uint64_t retry_ms;     /* Those that were refused are sent again. */
     struct relay relay;
+    atomic_size_t n_relayed; /* Calls of other nodes. */
 };
 
 /* --- semaphores.c --- */

@@ -29,7 +29,9 @@
  * Units:     milliseconds on one clock, CLOCK_BOOTTIME in a node.
  * Limits:    no clock, socket, file, random source or thread in here;
  *            SEMAPHORE_CLAIMS_MAX claims and SEMAPHORE_SESSIONS_MAX sessions,
- *            then HEDGE_EEXHAUSTED. */
+ *            then HEDGE_EEXHAUSTED. With one claim, and to watch one session,
+ *            SEMAPHORE_CALLS_EACH calls wait: the oldest, whose caller may long
+ *            have gone, makes place for the next with HEDGE_EEXHAUSTED. */
 #ifndef CLUSTER_SEMAPHORE_H
 #define CLUSTER_SEMAPHORE_H
 
@@ -50,6 +52,7 @@
 #define SEMAPHORE_TTL_MAX_MS 2592000000u /* 30 days. */
 #define SEMAPHORE_CLAIMS_MAX 16384u      /* With their calls about 30 MiB. */
 #define SEMAPHORE_SESSIONS_MAX 16384u
+#define SEMAPHORE_CALLS_EACH 16u
 #define SEMAPHORE_BATCH_MAX 512u /* Rows of one append. */
 
 enum semaphore_op {

@@ -110,6 +110,24 @@ static void on_close(struct semaphores *s, struct semaphore_call *call)
     sem_answer_durably(s, call);
 }
 
+/* Put it behind the others that wait for the same. */
+static void wait_with(struct semaphores *s, struct list *calls,
+                      struct semaphore_call *call)
+{
+    struct list *l;
+    size_t n = 0;
+
+    list_foreach (l, calls) {
+        n++;
+    }
+    if (n >= SEMAPHORE_CALLS_EACH) {
+        sem_answer(s, container_of(calls->next, struct semaphore_call, link),
+                   HEDGE_EEXHAUSTED, "%u later calls wait for the same",
+                   SEMAPHORE_CALLS_EACH);
+    }
+    list_push(calls, &call->link);
+}
+
 static void on_watch(struct semaphores *s, struct semaphore_call *call)
 {
     struct holder *h = sem_find_holder(s, call->session);
@@ -120,7 +138,7 @@ static void on_watch(struct semaphores *s, struct semaphore_call *call)
         sem_answer(s, call, 0, "%s", "");
     } else {
         call->wait_ms = sem_after(s->now_ms, call->wait_ms); /* From here on. */
-        list_push(&h->watchers, &call->link);
+        wait_with(s, &h->watchers, call);
         sem_due(s, call->wait_ms);
     }
 }
@@ -200,7 +218,7 @@ static void in_line(struct semaphores *s, struct claim *c,
     call->order_term = c->order_term;
     call->order = c->order;
     call->queued = true;
-    list_push(&c->calls, &call->link);
+    wait_with(s, &c->calls, call);
 }
 
 /* What would have to wait and does not want to. */
@@ -230,7 +248,7 @@ static void attach(struct semaphores *s, struct claim *c,
     } else if (c->revoked) {
         sem_answer(s, call, HEDGE_EFENCED, "the grant was revoked");
     } else if (c->token == 0) {
-        list_push(&c->calls, &call->link);
+        wait_with(s, &c->calls, call);
     } else {
         call->token = c->token;
         sem_answer(s, call, 0, "%s", "");

@@ -4,11 +4,14 @@ import threading
 
 import grpc
 
-from hedge_harness import MIB, Sampler, main, report
+from hedge_harness import MIB, Sampler, main, report, wait_until
 from test_semaphores import Client, LockTest, lock_stubs
 
 # cluster/locks/semaphore.h
-ACQUIRE, RELEASE, WATCH = 4, 6, 3
+OPEN, WATCH, RELEASE = 0, 3, 6
+EACH = 16  # Watches of one session.
+WAITING_MAX = 12288  # cluster/locks/locks_internal.h
+EEXHAUSTED, EFENCED = -26, -15  # store/base/errors.h
 
 
 class RelayPeer:
@@ -79,6 +82,48 @@ class SlowPeer(LockTest):
         self.assertIn(name, next(again.answers).text)
         again.close()
         peer.close()
+
+
+class ManyCalls(LockTest):
+    """Calls that wait for what may never come."""
+
+    SESSIONS = 1000
+
+    def setUp(self):
+        super().setUp()
+        self.leader = self.cluster(1).nodes[0]
+
+    def calls(self):
+        for session in range(1, self.SESSIONS + 1):
+            yield {"op": OPEN, "session": session, "lease_ms": 3600000}
+            for _ in range(EACH):
+                yield {"op": WATCH, "session": session, "term": 1,
+                       "at": 1 << 40, "wait_ms": 3600000}
+        yield {"op": RELEASE, "name": "x", "token": 5}
+
+    def refused(self, peer):
+        """How many watches were, once all has been looked at."""
+        n = 0
+        for a in peer.answers:
+            if a.status == EFENCED:
+                return n
+            n += a.status == EEXHAUSTED
+        return None
+
+    def test_watchers_are_bounded_by_the_leader(self):
+        peer = RelayPeer(self.leader, self.calls())
+        self.assertEqual(self.refused(peer),
+                         self.SESSIONS * EACH - WAITING_MAX)
+        # There is room again once it has gone.
+        peer.close()
+        def all_taken():
+            again = RelayPeer(self.leader, (c for i, c in enumerate(
+                self.calls()) if i < 10 or c["op"] == RELEASE))
+            try:
+                return self.refused(again) == 0
+            finally:
+                again.close()
+        wait_until("watches are taken again", all_taken)
 
 
 if __name__ == "__main__":

@@ -717,6 +717,55 @@ static void call_can_be_taken_back(void **state)
     done_with(&f);
 }
 
+/* The oldest of them may be of a caller that has long gone. */
+static void one_session_has_so_many_watches(void **state)
+{
+    struct fixture f;
+    unsigned r, w[SEMAPHORE_CALLS_EACH + 2];
+
+    (void)state;
+    fresh(&f);
+    (void)take(&f, 1, 10, 1, 1);
+    r = with(&f, SEMAPHORE_RENEW, 1, 0);
+    for (unsigned i = 0; i < SEMAPHORE_CALLS_EACH + 2; i++) {
+        w[i] = submit(&f, (struct semaphore_call){.op = SEMAPHORE_WATCH,
+                                                  .session = 1,
+                                                  .term = f.term,
+                                                  .at = f.calls[r].at,
+                                                  .wait_ms = 1000});
+    }
+    assert_answer(&f, w[0], HEDGE_EEXHAUSTED);
+    assert_answer(&f, w[1], HEDGE_EEXHAUSTED);
+    for (unsigned i = 2; i < SEMAPHORE_CALLS_EACH + 2; i++) {
+        assert_pending(&f, w[i]);
+    }
+    done_with(&f);
+}
+
+static void one_claim_has_so_many_calls(void **state)
+{
+    struct fixture f;
+    unsigned first, next, last = 0;
+
+    (void)state;
+    fresh(&f);
+    (void)take(&f, 1, 10, 1, 1);
+    first = acquire(&f, 2, 20, 1, 1, 5000);
+    next = acquire(&f, 2, 20, 1, 1, 5000);
+    for (unsigned i = 1; i < SEMAPHORE_CALLS_EACH; i++) {
+        last = acquire(&f, 2, 20, 1, 1, 5000);
+    }
+    assert_answer(&f, first, HEDGE_EEXHAUSTED);
+    assert_pending(&f, next);
+    /* Nobody has lost a place: it was one all along. */
+    (void)with(&f, SEMAPHORE_CLOSE, 1, 0);
+    settle(&f);
+    settle(&f);
+    assert_answer(&f, next, 0);
+    assert_answer(&f, last, 0);
+    done_with(&f);
+}
+
 static void list_names_holders_and_waiters(void **state)
 {
     struct fixture f;
@@ -866,6 +915,8 @@ int main(void)
         cmocka_unit_test(leader_whose_lease_is_over_promises_nothing),
         cmocka_unit_test(results_of_an_older_leadership_are_ignored),
         cmocka_unit_test(call_can_be_taken_back),
+        cmocka_unit_test(one_session_has_so_many_watches),
+        cmocka_unit_test(one_claim_has_so_many_calls),
         cmocka_unit_test(list_names_holders_and_waiters),
         cmocka_unit_test(without_memory),
         cmocka_unit_test(view_counts_from_the_start),
