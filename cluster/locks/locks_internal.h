@@ -164,11 +164,6 @@ int lock_wire_answer(const struct semaphore_call *c, uint64_t id, bool queued,
                      struct outbox *out);
 int lock_wire_to_answer(const Hedge__V1__LockAnswer *m,
                         struct semaphore_call *out);
-/* A list as a message, which points into `s`; lock_list_release(). */
-int lock_list_message(const struct hedge_semaphores *s,
-                      Hedge__V1__LockList **out);
-void lock_list_release(Hedge__V1__LockList *m);
-int lock_list_from(const Hedge__V1__LockList *m, struct hedge_semaphores **out);
 
 /* --- serve_locks.c --- */
 void serve_lock_open(struct rpc_call *c, void *ctx, const void *req,

@@ -4,11 +4,12 @@ import threading
 
 import grpc
 
-from hedge_harness import MIB, Sampler, main, report, wait_until
+from hedge_harness import (KIB, MIB, Sampler, hedgectl, main, report,
+                           wait_until)
 from test_semaphores import Client, LockTest, lock_stubs
 
 # cluster/locks/semaphore.h
-OPEN, WATCH, RELEASE = 0, 3, 6
+OPEN, WATCH, ACQUIRE, RELEASE = 0, 3, 4, 6
 EACH = 16  # Watches of one session.
 WAITING_MAX = 12288  # cluster/locks/locks_internal.h
 EEXHAUSTED, EFENCED = -26, -15  # store/base/errors.h
@@ -124,6 +125,69 @@ class ManyCalls(LockTest):
             finally:
                 again.close()
         wait_until("watches are taken again", all_taken)
+
+
+class LongList(LockTest):
+    """As many semaphores as a leader keeps, with names as long as they may be:
+    more than a message of gRPC may have."""
+
+    N = 16000  # Of the 16384 of SEMAPHORE_CLAIMS_MAX.
+    MANY = 5000  # Of these are of one semaphore.
+
+    def name(self, i):
+        return "many" if i < self.MANY else f"{i:05}" + "n" * 250
+
+    def setUp(self):
+        super().setUp()
+        cluster = self.cluster(2)
+        self.leader, self.other = cluster.leader(), cluster.others()[0]
+        peer = RelayPeer(self.leader, (
+            {"op": ACQUIRE, "session": i + 1, "lease_ms": 3600000,
+             "request": 1, "holder": f"{i:05}" + "h" * 255,
+             "name": self.name(i), "limit": self.N, "permits": 1,
+             "wait_ms": 3600000, "ttl_ms": 3600000} for i in range(self.N)))
+        granted = 0
+        while granted < self.N:
+            a = next(peer.answers)
+            self.assertEqual(a.status, 0, a.text)
+            granted += not a.queued
+        peer.close()
+
+    def check(self, found):
+        """found: name -> numbers of its holders."""
+        self.assertEqual(len(found), self.N - self.MANY + 1)
+        # Not with assertEqual(), which describes a difference for minutes.
+        many = found.pop("many")
+        self.assertEqual((len(many), len(set(many))), (self.MANY, self.MANY))
+        self.assertEqual([name for name, holders in found.items()
+                          if holders != [int(name[:5])]], [])
+
+    def by_grpc(self, node):
+        client = Client(node)
+        found, place, pages = {}, None, 0
+        while pages == 0 or place is not None:
+            page = client.stub.List(client.pb.LockQuery(max=1000, after=place),
+                                    timeout=20)
+            self.assertLess(page.ByteSize(), 512 * KIB)
+            for m in page.semaphores:
+                found.setdefault(m.name, []).extend(
+                    int(h.holder[:5]) for h in m.holders)
+            place = page.next if page.HasField("next") else None
+            pages += 1
+        return found
+
+    def test_lists_of_all(self):
+        for node in self.leader, self.other:
+            self.check(self.by_grpc(node))
+            self.assert_error("EEXHAUSTED", Client(node).list)
+            result = hedgectl("sem", "ls", node=node, json_output=True)
+            self.assert_done(result)
+            self.check({o["name"]: [int(h["holder"][:5])
+                                    for h in o["holders"]]
+                        for o in result.objects()})
+        result = hedgectl("sem", "ls", "many", node=self.other)
+        self.assert_done(result)
+        self.assertEqual(len(result.out.splitlines()), self.MANY + 1)
 
 
 if __name__ == "__main__":
