@@ -511,7 +511,8 @@ static void pick_in_order(struct picked *p, struct semaphore *m)
         return; /* Behind all of a full page. */
     }
     p->n -= p->n > SEMAPHORE_PAGE_MAX;
-    memmove(&p->m[low + 1], &p->m[low], (p->n - low) * sizeof p->m[0]);
+    memmove(&p->m[low + 1], &p->m[low],
+            (p->n - low) * sizeof(struct semaphore *));
     p->m[low] = m;
     p->n++;
 }
