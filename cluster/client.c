@@ -465,13 +465,17 @@ int client_store_stat(struct client *c, const char *name,
     return rv;
 }
 
-int client_store_list(struct client *c, Hedge__V1__ListReply **out,
-                      struct hedge_error *e)
+int client_store_list(struct client *c, Hedge__V1__ListPlace *after,
+                      Hedge__V1__ListReply **out, struct hedge_error *e)
 {
-    Hedge__V1__Empty empty = HEDGE__V1__EMPTY__INIT;
+    Hedge__V1__ListRequest request = HEDGE__V1__LIST_REQUEST__INIT;
     ProtobufCMessage *reply;
-    int rv = call(c, "/hedge.v1.Store/List", &empty.base,
-                  &hedge__v1__list_reply__descriptor, &reply, e);
+    int rv;
+
+    request.max = UINT32_MAX; /* As many as the node lists at a time. */
+    request.after = after;
+    rv = call(c, "/hedge.v1.Store/List", &request.base,
+              &hedge__v1__list_reply__descriptor, &reply, e);
 
     *out = (Hedge__V1__ListReply *)reply;
     return rv;

@@ -59,8 +59,9 @@ int client_status(struct client *c, Hedge__V1__StatusReply **out,
                   struct hedge_error *e);
 int client_store_stat(struct client *c, const char *name,
                       Hedge__V1__StoreInfo **out, struct hedge_error *e);
-int client_store_list(struct client *c, Hedge__V1__ListReply **out,
-                      struct hedge_error *e);
+/* A page; `after` (NULL: the first one) is the `next` of the one before. */
+int client_store_list(struct client *c, Hedge__V1__ListPlace *after,
+                      Hedge__V1__ListReply **out, struct hedge_error *e);
 int client_store_remove(struct client *c, const char *name,
                         struct hedge_error *e);
 

@@ -521,7 +521,8 @@ struct hedge_semaphores {
     size_t n;
     struct hedge_semaphore_info semaphore[];
 };
-/* `name` NULL: all. `*out` is to be freed. */
+/* `name` NULL: all, by name. Asked for in pages: who is granted meanwhile may
+ * be listed as waiting and as holding. `*out` is to be freed. */
 HEDGE_API int hedge_semaphores(struct hedge_node *node, const char *name,
                                uint64_t timeout_ms,
                                struct hedge_semaphores **out,

@@ -132,6 +132,12 @@ uint64_t sos_store_generation(const struct sos_store *store);
 int sos_each(struct sos *s, void (*fn)(void *ctx, struct sos_store *store),
              void *ctx);
 
+/* The same by name, for the first `max` stores behind `after` ("": for all); no
+ * further when `fn` returns false. *more: there are others behind the last. */
+int sos_page(struct sos *s, const char *after, unsigned max,
+             bool (*fn)(void *ctx, struct sos_store *store), void *ctx,
+             bool *more);
+
 /* A node is gone: make the copies it held of blocks with replicas again. Runs
  * in the background. */
 void sos_repair(struct sos *s);

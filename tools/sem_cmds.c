@@ -1,5 +1,5 @@
 #include "cluster/pb.h"
-#include "cluster/locks/semaphore.h"
+#include "cluster/locks/lock_list.h"
 #include "proto/locks.pb-c.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
@@ -181,26 +181,27 @@ static int run_revoke(const struct cli_call *cli)
  */
 
 static void add_holders(cJSON *o, const char *name,
-                        Hedge__V1__LockHolder **list, size_t n, bool holders)
+                        const struct hedge_semaphore_holder *list, size_t n,
+                        bool holders)
 {
     cJSON *array = output_add_array(o, name);
 
     for (size_t i = 0; i < n; i++) {
         cJSON *h = output_object();
-        output_add_text(h, "holder", list[i]->holder);
+        output_add_text(h, "holder", list[i].holder);
         if (holders) {
-            output_add_u64(h, "token", list[i]->token);
+            output_add_u64(h, "token", list[i].token);
         }
-        output_add_u64(h, "permits", list[i]->permits);
-        output_add_u64(h, "remaining_ms", list[i]->remaining_ms);
+        output_add_u64(h, "permits", list[i].permits);
+        output_add_u64(h, "remaining_ms", list[i].remaining_ms);
         output_append(array, h);
     }
 }
 
-static void print_json(const Hedge__V1__LockList *list)
+static void print_json(const struct hedge_semaphores *list)
 {
-    for (size_t i = 0; i < list->n_semaphores; i++) {
-        const Hedge__V1__LockInfo *m = list->semaphores[i];
+    for (size_t i = 0; i < list->n; i++) {
+        const struct hedge_semaphore_info *m = &list->semaphore[i];
         cJSON *o = output_object();
 
         output_add_text(o, "name", m->name);
@@ -211,8 +212,8 @@ static void print_json(const Hedge__V1__LockList *list)
     }
 }
 
-static void table_holder(struct table *t, const Hedge__V1__LockInfo *m,
-                         const Hedge__V1__LockHolder *h)
+static void table_holder(struct table *t, const struct hedge_semaphore_info *m,
+                         const struct hedge_semaphore_holder *h)
 {
     char text[UNITS_SIZE_TEXT];
 
@@ -228,29 +229,79 @@ static void table_holder(struct table *t, const Hedge__V1__LockInfo *m,
     table_text(t, h->holder);
 }
 
-static void print_table(const Hedge__V1__LockList *list)
+static void print_table(const struct hedge_semaphores *list)
 {
     struct table *t =
         table_new("NAME|>LIMIT|>PERMITS|>TOKEN|>LEASE LEFT|HOLDER");
 
-    for (size_t i = 0; i < list->n_semaphores; i++) {
-        const Hedge__V1__LockInfo *m = list->semaphores[i];
+    for (size_t i = 0; i < list->n; i++) {
+        const struct hedge_semaphore_info *m = &list->semaphore[i];
 
         for (size_t k = 0; k < m->n_holders; k++) {
-            table_holder(t, m, m->holders[k]);
+            table_holder(t, m, &m->holders[k]);
         }
         for (size_t k = 0; k < m->n_waiters; k++) {
-            table_holder(t, m, m->waiters[k]);
+            table_holder(t, m, &m->waiters[k]);
         }
     }
     table_print(t);
 }
 
+/* The page that `m` asks for; then it asks for the next one, with what *reply
+ * has. */
+static int list_page(struct client *c, Hedge__V1__LockQuery *m, void **reply,
+                     struct lock_pages *pages, struct hedge_error *e)
+{
+    struct hedge_semaphores *page;
+    Hedge__V1__LockList *list;
+    void *next;
+    int rv =
+        pb_call(client_channel(c), "/hedge.v1.Locks/List", &m->base,
+                &hedge__v1__lock_list__descriptor, client_left_ms(c), &next, e);
+
+    pb_free(*reply);
+    *reply = list = next;
+    m->after = NULL;
+    if (rv != 0) {
+        return rv;
+    }
+    m->after = list->next;
+    if (lock_list_from(list, &page) != 0 || lock_pages_add(pages, page) != 0) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for the list");
+    }
+    return 0;
+}
+
+static int list_all(const struct cli_call *cli, Hedge__V1__LockQuery *m,
+                    struct hedge_semaphores **out)
+{
+    struct lock_pages pages = {0};
+    struct hedge_error e = {0};
+    void *reply = NULL;
+    struct client *c;
+    int rv = ctl_connect(cli->ctx, &c);
+
+    *out = NULL;
+    if (rv != CLI_DONE) {
+        return rv;
+    }
+    m->max = SEMAPHORE_PAGE_MAX;
+    do {
+        rv = list_page(c, m, &reply, &pages, &e);
+    } while (rv == 0 && m->after != NULL);
+    if (rv == 0 && lock_pages_join(&pages, out) != 0) {
+        rv = error_set(&e, HEDGE_ENOMEM, "no memory for the list");
+    }
+    pb_free(reply);
+    lock_pages_release(&pages);
+    client_free(c);
+    return rv == 0 ? CLI_DONE : ctl_error(&e);
+}
+
 static int run_ls(const struct cli_call *cli)
 {
     Hedge__V1__LockQuery m = HEDGE__V1__LOCK_QUERY__INIT;
-    const Hedge__V1__LockList *list;
-    void *reply;
+    struct hedge_semaphores *list;
     int rv = cli->n > 0 ? ctl_check_name(cli->operands[0]) : 0;
 
     if (rv != 0) {
@@ -259,13 +310,11 @@ static int run_ls(const struct cli_call *cli)
     if (cli->n > 0) {
         m.name = cli->operands[0];
     }
-    rv = call(cli, "/hedge.v1.Locks/List", &m.base,
-              &hedge__v1__lock_list__descriptor, 0, &reply);
+    rv = list_all(cli, &m, &list);
     if (rv != CLI_DONE) {
         return rv;
     }
-    list = reply;
-    if (cli->n > 0 && list->n_semaphores == 0) {
+    if (cli->n > 0 && list->n == 0) {
         (void)cli_fail("nobody holds or waits for semaphore \"%s\"",
                        cli->operands[0]);
         rv = CLI_NOT_FOUND;
@@ -274,7 +323,7 @@ static int run_ls(const struct cli_call *cli)
     } else {
         print_table(list);
     }
-    pb_free(reply);
+    mem_free(list);
     return rv;
 }
 

@@ -131,39 +131,60 @@ static int run_stat(const struct cli_call *call)
     return CLI_DONE;
 }
 
-static void print_list(const struct cli_call *call,
-                       const Hedge__V1__ListReply *list)
+/* Into the table or, without one, as JSON. */
+static int print_page(const Hedge__V1__ListReply *page, struct table *t)
 {
-    if (!ctl_json(call)) {
-        store_info_list(list->stores, list->n_stores);
-        return;
+    int rv = CLI_DONE;
+
+    for (size_t i = 0; i < page->n_stores; i++) {
+        if (t != NULL) {
+            store_info_row(t, page->stores[i]);
+        } else {
+            store_info_json(page->stores[i]);
+        }
     }
-    for (size_t i = 0; i < list->n_stores; i++) {
-        store_info_json(list->stores[i]);
+    for (size_t i = 0; i < page->n_missing; i++) {
+        rv = cli_fail("%s did not answer: its stores are not listed",
+                      page->missing[i]);
     }
+    return rv;
+}
+
+static int print_pages(struct client *c, struct table *t)
+{
+    Hedge__V1__ListReply *page = NULL, *next;
+    struct hedge_error e;
+    int status = CLI_DONE, rv;
+
+    do {
+        rv = client_store_list(c, page != NULL ? page->next : NULL, &next, &e);
+        if (page != NULL) {
+            hedge__v1__list_reply__free_unpacked(page, NULL);
+        }
+        page = next;
+        if (rv != 0) {
+            return ctl_error(&e);
+        }
+        rv = print_page(page, t);
+        status = rv != CLI_DONE ? rv : status;
+    } while (page->next != NULL);
+    hedge__v1__list_reply__free_unpacked(page, NULL);
+    if (t != NULL) {
+        table_print(t);
+    }
+    return status;
 }
 
 static int run_ls(const struct cli_call *call)
 {
-    Hedge__V1__ListReply *list;
-    struct hedge_error e;
     struct client *c;
     int rv = ctl_connect(call->ctx, &c);
 
     if (rv != CLI_DONE) {
         return rv;
     }
-    rv = client_store_list(c, &list, &e);
+    rv = print_pages(c, ctl_json(call) ? NULL : store_info_table());
     client_free(c);
-    if (rv != 0) {
-        return ctl_error(&e);
-    }
-    print_list(call, list);
-    for (size_t i = 0; i < list->n_missing; i++) {
-        rv = cli_fail("%s did not answer: its stores are not listed",
-                      list->missing[i]);
-    }
-    hedge__v1__list_reply__free_unpacked(list, NULL);
     return rv;
 }
 

@@ -92,18 +92,19 @@ void store_info_text(const Hedge__V1__StoreInfo *s)
     table_print(t);
 }
 
-void store_info_list(Hedge__V1__StoreInfo *const *stores, size_t n)
+struct table *store_info_table(void)
 {
-    struct table *t = table_new("NAME|OWNER|STATE|>RECORDS|>BYTES|EXPIRES");
+    return table_new("NAME|OWNER|STATE|>RECORDS|>BYTES|EXPIRES");
+}
+
+void store_info_row(struct table *t, const Hedge__V1__StoreInfo *s)
+{
     char when[CLOCK_RFC3339_SIZE];
 
-    for (size_t i = 0; i < n; i++) {
-        table_text(t, stores[i]->name);
-        table_text(t, stores[i]->owner);
-        table_text(t, stores[i]->state);
-        table_u64(t, stores[i]->records);
-        table_size(t, stores[i]->bytes);
-        table_text(t, expiry_text(stores[i], when));
-    }
-    table_print(t);
+    table_text(t, s->name);
+    table_text(t, s->owner);
+    table_text(t, s->state);
+    table_u64(t, s->records);
+    table_size(t, s->bytes);
+    table_text(t, expiry_text(s, when));
 }

@@ -11,11 +11,14 @@
 
 #include "proto/hedge.pb-c.h"
 
+struct table;
+
 /* One JSON line. */
 void store_info_json(const Hedge__V1__StoreInfo *s);
 /* Several lines and a table of tiers. */
 void store_info_text(const Hedge__V1__StoreInfo *s);
-/* A line per store. */
-void store_info_list(Hedge__V1__StoreInfo *const *stores, size_t n);
+/* A line per store; table_print() it. */
+struct table *store_info_table(void);
+void store_info_row(struct table *t, const Hedge__V1__StoreInfo *s);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include "cluster/engine/lmdb_env.h"
 #include "store/base/clock.h"
+#include "store/base/hash.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
 #include "store/kvlog/kvlog.h"
@@ -40,6 +41,7 @@ struct slot {
 
 struct lmdb_log {
     char *dir, *group;
+    uint64_t boot; /* Which one this is. */
     /* Lock order: write_lock, the slots' in their order, lock. Env and tables
      * stay as they are for who has found is_open with write_lock or a slot's
      * lock held. */
@@ -62,6 +64,7 @@ static pthread_mutex_t tables_lock = PTHREAD_MUTEX_INITIALIZER;
 int lmdb_log_new(const char *dir, const char *group, struct lmdb_log **out)
 {
     struct lmdb_log *log = mem_calloc(1, sizeof *log);
+    char boot[CLOCK_BOOT_ID_SIZE];
 
     *out = NULL;
     if (log == NULL) {
@@ -74,6 +77,8 @@ int lmdb_log_new(const char *dir, const char *group, struct lmdb_log **out)
     }
     log->dir = mem_strdup(dir);
     log->group = mem_strdup(group);
+    clock_boot_id(boot);
+    log->boot = hash64(boot, strlen(boot));
     if (log->dir == NULL || log->group == NULL) {
         lmdb_log_free(log);
         return HEDGE_ENOMEM;
@@ -326,8 +331,11 @@ int lmdb_log_append(struct lmdb_log *log, uint64_t token, const char *leader,
                     struct engine_put *puts, size_t n, uint64_t timeout_ms,
                     struct hedge_error *e)
 {
-    struct kvlog_writer w = {
-        .token = token, .leader = leader, .wall_ms = clock_wall_ms()};
+    struct kvlog_writer w = {.token = token,
+                             .leader = leader,
+                             .wall_ms = clock_wall_ms(),
+                             .boot_ms = clock_boot_ms(),
+                             .boot = log->boot};
     bool changed = false;
     size_t done = 0;
     MDB_txn *txn;

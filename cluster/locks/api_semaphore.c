@@ -1,8 +1,10 @@
 /* api_semaphore.c - the public face of semaphores. */
+#include "cluster/locks/lock_list.h"
 #include "cluster/locks/locks.h"
 #include "cluster/node_internal.h"
 #include "cluster/locks/sem_session.h"
 
+#include "store/base/clock.h"
 #include "store/base/mem.h"
 #include "store/base/units.h"
 
@@ -92,22 +94,50 @@ HEDGE_API void hedge_semaphore_close(struct hedge_semaphore *s)
     }
 }
 
+/* One page; the next call of it is the one behind. */
+static int list_page(struct hedge_node *n, const char *name,
+                     uint64_t timeout_ms, struct lock_call *c,
+                     struct lock_pages *pages, struct hedge_error *e)
+{
+    struct lock_call before = *c;
+    int rv;
+
+    lock_call_init(c, SEMAPHORE_LIST, timeout_ms);
+    (void)lock_call_name(c, name);
+    c->call.limit = SEMAPHORE_PAGE_MAX;
+    memcpy(c->call.holder, before.call.holder, sizeof c->call.holder);
+    c->call.permits = before.call.permits;
+    c->call.order_term = before.call.order_term;
+    c->call.order = before.call.order;
+    rv = locks_call(n, c, e);
+    if (rv == 0 && lock_pages_add(pages, c->call.list) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "no memory for the list");
+    }
+    return rv;
+}
+
 HEDGE_API int hedge_semaphores(struct hedge_node *node, const char *name,
                                uint64_t timeout_ms,
                                struct hedge_semaphores **out,
                                struct hedge_error *e)
 {
-    struct lock_call c;
+    uint64_t start = clock_boot_ms(), spent = 0;
+    struct lock_pages pages = {0};
+    struct lock_call c = {0};
     int rv = name != NULL ? check(name, e) : 0;
 
     *out = NULL;
-    if (rv != 0) {
-        return rv;
+    do {
+        rv = rv != 0 ? rv
+                     : list_page(node, name != NULL ? name : "",
+                                 timeout_ms > spent ? timeout_ms - spent : 0,
+                                 &c, &pages, e);
+        spent = clock_boot_ms() - start;
+    } while (rv == 0 && c.call.more);
+    if (rv == 0 && lock_pages_join(&pages, out) != 0) {
+        rv = error_set(e, HEDGE_ENOMEM, "no memory for the list");
     }
-    lock_call_init(&c, SEMAPHORE_LIST, timeout_ms);
-    (void)lock_call_name(&c, name != NULL ? name : "");
-    rv = locks_call(node, &c, e);
-    *out = c.call.list;
+    lock_pages_release(&pages);
     return rv;
 }
 

@@ -2,7 +2,9 @@
  * the leader, and on the leader one from each node that has something to ask.
  *
  * A stream's messages are sent by a thread of its own, since the loop must not
- * wait. An outbox lives as long as the thread that serves its stream. */
+ * wait (lock_outbox.c). A peer that does not take its answers is not read from
+ * any more; one that has too many of them waiting loses its stream, and asks
+ * for all that is not answered on the next one. */
 #include "cluster/locks/locks_internal.h"
 
 #include "store/base/clock.h"
@@ -11,89 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SEND_MS 10000
 #define AGAIN_MS 50
-
-/* --- outboxes ---------------------------------------------------------------
- */
-
-struct outgoing {
-    struct list link;
-    struct pb_buf buf;
-};
-
-void outbox_init(struct outbox *b)
-{
-    pthread_mutex_init(&b->lock, NULL);
-    pthread_cond_init(&b->wake, NULL);
-    list_init(&b->messages);
-    b->closing = false;
-}
-
-static void free_outgoing(struct outgoing *o)
-{
-    mem_free(o->buf.data);
-    mem_free(o);
-}
-
-void outbox_release(struct outbox *b)
-{
-    struct list *item;
-
-    while ((item = list_pop(&b->messages)) != NULL) {
-        free_outgoing(container_of(item, struct outgoing, link));
-    }
-    pthread_cond_destroy(&b->wake);
-    pthread_mutex_destroy(&b->lock);
-}
-
-int outbox_put(struct outbox *b, const ProtobufCMessage *m)
-{
-    struct outgoing *o = mem_calloc(1, sizeof *o);
-
-    if (o == NULL || pb_pack(m, &o->buf) != 0) {
-        mem_free(o);
-        return HEDGE_ENOMEM;
-    }
-    pthread_mutex_lock(&b->lock);
-    list_push(&b->messages, &o->link);
-    pthread_cond_signal(&b->wake);
-    pthread_mutex_unlock(&b->lock);
-    return 0;
-}
-
-void outbox_close(struct outbox *b)
-{
-    pthread_mutex_lock(&b->lock);
-    b->closing = true;
-    pthread_cond_signal(&b->wake);
-    pthread_mutex_unlock(&b->lock);
-}
-
-void outbox_run(struct outbox *b, struct rpc_stream *s)
-{
-    int rv = 0;
-
-    pthread_mutex_lock(&b->lock);
-    while (rv == 0 && !b->closing) {
-        struct list *item = list_pop(&b->messages);
-
-        if (item == NULL) {
-            pthread_cond_wait(&b->wake, &b->lock);
-            continue;
-        }
-        pthread_mutex_unlock(&b->lock);
-        struct outgoing *o = container_of(item, struct outgoing, link);
-        struct rpc_out out = {.head = o->buf.data, .head_len = o->buf.len};
-        rv = rpc_stream_send(s, &out, SEND_MS);
-        free_outgoing(o);
-        pthread_mutex_lock(&b->lock);
-    }
-    pthread_mutex_unlock(&b->lock);
-    if (rv != 0) {
-        rpc_stream_cancel(s); /* The other direction is told so. */
-    }
-}
 
 struct sender {
     struct outbox *out;
@@ -349,8 +269,11 @@ static void peer_unref(struct relay_peer *p)
     }
 }
 
-static void free_relayed(struct relayed *r)
+static void free_relayed(struct locks *l, struct relayed *r)
 {
+    if (r->counted) {
+        atomic_fetch_sub(&l->n_relayed, 1);
+    }
     list_remove(&r->call.link);
     list_remove(&r->link);
     mem_free(r->call.held);
@@ -359,14 +282,19 @@ static void free_relayed(struct relayed *r)
     mem_free(r);
 }
 
+/* Without an answer the node has to ask again, on another stream. */
+static void answer(struct relay_peer *p, const struct semaphore_call *c,
+                   uint64_t id, bool queued)
+{
+    if (lock_wire_answer(c, id, queued, &p->out) != 0) {
+        outbox_break(&p->out);
+    }
+}
+
 void relay_answered(struct locks *l, struct relayed *r)
 {
-    (void)l;
-    if (lock_wire_answer(&r->call, r->id, false, &r->peer->out) != 0) {
-        /* Without an answer the node asks again on another stream. */
-        outbox_close(&r->peer->out);
-    }
-    free_relayed(r);
+    answer(r->peer, &r->call, r->id, false);
+    free_relayed(l, r);
 }
 
 struct relayed_letter {
@@ -388,6 +316,29 @@ static struct relayed *find_relayed(struct relay_peer *p, uint64_t id)
     return NULL;
 }
 
+static bool waits(const struct semaphore_call *c)
+{
+    return c->op == SEMAPHORE_WATCH ||
+           (c->op == SEMAPHORE_ACQUIRE && c->wait_ms > 0);
+}
+
+/* It may be gone then. */
+static void step_relayed(struct locks *l, struct relayed *r)
+{
+    size_t max = waits(&r->call) ? RELAYED_WAITING_MAX : RELAYED_MAX;
+
+    if (atomic_load(&l->n_relayed) >= max) {
+        r->call.status = HEDGE_EEXHAUSTED;
+        (void)snprintf(r->call.text, sizeof r->call.text,
+                       "the leader has %zu calls of other nodes waiting", max);
+        relay_answered(l, r);
+        return;
+    }
+    r->counted = true;
+    atomic_fetch_add(&l->n_relayed, 1);
+    locks_step_call(l, &r->call);
+}
+
 static void on_relayed(struct hedge_node *n, struct letter *letter, bool closed)
 {
     struct relayed_letter *m =
@@ -398,16 +349,18 @@ static void on_relayed(struct hedge_node *n, struct letter *letter, bool closed)
 
     mem_free(m);
     if (closed) {
-        free_relayed(r);
+        outbox_taken(&p->out);
+        free_relayed(n->locks, r);
         return;
     }
     atomic_fetch_add(&p->refs, 1);
     list_push(&p->calls, &r->link);
-    locks_step_call(n->locks, &r->call);
+    step_relayed(n->locks, r);
     r = find_relayed(p, id); /* It may have been answered. */
     if (r != NULL && r->call.queued) {
-        (void)lock_wire_answer(&r->call, id, true, &p->out);
+        answer(p, &r->call, id, true);
     }
+    outbox_taken(&p->out);
     peer_unref(p);
 }
 
@@ -418,10 +371,10 @@ static void on_peer_gone(struct hedge_node *n, struct letter *letter,
     struct relayed_letter *m =
         container_of(letter, struct relayed_letter, letter);
 
-    (void)n;
     (void)closed;
     while (!list_empty(&m->peer->calls)) {
-        free_relayed(container_of(m->peer->calls.next, struct relayed, link));
+        free_relayed(n->locks,
+                     container_of(m->peer->calls.next, struct relayed, link));
     }
     peer_unref(m->peer);
     mem_free(m);
@@ -434,8 +387,10 @@ static int receive_call(struct locks *l, struct relay_peer *p,
     Hedge__V1__LockCall *m;
     struct relayed *r;
     struct rpc_msg msg;
-    int rv = rpc_stream_recv(s, RPC_NO_TIMEOUT, &msg, e);
+    int rv = outbox_await(&p->out);
 
+    rv = rv != 0 ? error_set(e, rv, "the answers were not taken")
+                 : rpc_stream_recv(s, RPC_NO_TIMEOUT, &msg, e);
     if (rv != 0) {
         return rv;
     }
@@ -463,6 +418,7 @@ static int receive_call(struct locks *l, struct relay_peer *p,
     letter->call = r;
     letter->peer = p;
     pb_free(m);
+    outbox_expect(&p->out);
     return locks_post(l, &letter->letter, on_relayed)
                ? 0
                : error_set(e, HEDGE_EUNAVAILABLE, "the node stops");

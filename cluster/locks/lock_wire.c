@@ -1,4 +1,5 @@
 /* lock_wire.c - calls of the semaphores' core as messages, and back. */
+#include "cluster/locks/lock_list.h"
 #include "cluster/locks/locks_internal.h"
 
 #include "store/base/mem.h"
@@ -72,128 +73,6 @@ bool lock_wire_to_call(const Hedge__V1__LockCall *m, struct semaphore_call *out)
            set_text(out->holder, sizeof out->holder, m->holder);
 }
 
-/* --- lists --- */
-
-static size_t count_claims(const struct hedge_semaphores *s)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < s->n; i++) {
-        n += s->semaphore[i].n_holders;
-        n += s->semaphore[i].n_waiters;
-    }
-    return n;
-}
-
-static void put_claims(const struct hedge_semaphore_holder *from, size_t n,
-                       Hedge__V1__LockHolder *to, Hedge__V1__LockHolder **refs)
-{
-    for (size_t i = 0; i < n; i++) {
-        hedge__v1__lock_holder__init(&to[i]);
-        to[i].holder = unconst(from[i].holder);
-        to[i].token = from[i].token;
-        to[i].permits = from[i].permits;
-        to[i].remaining_ms = from[i].remaining_ms;
-        refs[i] = &to[i];
-    }
-}
-
-/* One piece of memory: the list, the infos, the holders, pointers to them. */
-int lock_list_message(const struct hedge_semaphores *s,
-                      Hedge__V1__LockList **out)
-{
-    size_t claims = count_claims(s);
-    Hedge__V1__LockList *m = mem_calloc(
-        1, sizeof *m + s->n * (sizeof(Hedge__V1__LockInfo) + sizeof(void *)) +
-               claims * (sizeof(Hedge__V1__LockHolder) + sizeof(void *)));
-    Hedge__V1__LockInfo *infos, **info_refs;
-    Hedge__V1__LockHolder *holders, **refs;
-
-    *out = m;
-    if (m == NULL) {
-        return HEDGE_ENOMEM;
-    }
-    infos = (Hedge__V1__LockInfo *)(void *)(m + 1);
-    holders = (Hedge__V1__LockHolder *)(void *)(infos + s->n);
-    info_refs = (Hedge__V1__LockInfo **)(void *)(holders + claims);
-    refs = (Hedge__V1__LockHolder **)(void *)(info_refs + s->n);
-    hedge__v1__lock_list__init(m);
-    m->n_semaphores = s->n;
-    m->semaphores = info_refs;
-    for (size_t i = 0; i < s->n; i++) {
-        const struct hedge_semaphore_info *from = &s->semaphore[i];
-        Hedge__V1__LockInfo *to = &infos[i];
-
-        hedge__v1__lock_info__init(to);
-        info_refs[i] = to;
-        to->name = unconst(from->name);
-        to->limit = from->limit;
-        to->n_holders = from->n_holders;
-        to->holders = refs;
-        put_claims(from->holders, from->n_holders, holders, refs);
-        holders += from->n_holders;
-        refs += from->n_holders;
-        to->n_waiters = from->n_waiters;
-        to->waiters = refs;
-        put_claims(from->waiters, from->n_waiters, holders, refs);
-        holders += from->n_waiters;
-        refs += from->n_waiters;
-    }
-    return 0;
-}
-
-void lock_list_release(Hedge__V1__LockList *m)
-{
-    mem_free(m);
-}
-
-static void take_claims(Hedge__V1__LockHolder **from, size_t n,
-                        struct hedge_semaphore_holder *to)
-{
-    for (size_t i = 0; i < n; i++) {
-        (void)snprintf(to[i].holder, sizeof to[i].holder, "%s",
-                       from[i]->holder);
-        to[i].token = from[i]->token;
-        to[i].permits = from[i]->permits;
-        to[i].remaining_ms = from[i]->remaining_ms;
-    }
-}
-
-int lock_list_from(const Hedge__V1__LockList *m, struct hedge_semaphores **out)
-{
-    struct hedge_semaphore_holder *next;
-    struct hedge_semaphores *s;
-    size_t claims = 0, n = m != NULL ? m->n_semaphores : 0;
-
-    for (size_t i = 0; i < n; i++) {
-        claims += m->semaphores[i]->n_holders + m->semaphores[i]->n_waiters;
-    }
-    s = mem_calloc(1, sizeof *s + n * sizeof s->semaphore[0] +
-                          claims * sizeof *next);
-    *out = s;
-    if (s == NULL) {
-        return HEDGE_ENOMEM;
-    }
-    s->n = n;
-    next = (struct hedge_semaphore_holder *)(void *)&s->semaphore[n];
-    for (size_t i = 0; i < n; i++) {
-        const Hedge__V1__LockInfo *from = m->semaphores[i];
-        struct hedge_semaphore_info *to = &s->semaphore[i];
-
-        (void)snprintf(to->name, sizeof to->name, "%s", from->name);
-        to->limit = from->limit;
-        to->n_holders = (uint32_t)from->n_holders;
-        to->holders = next;
-        take_claims(from->holders, from->n_holders, next);
-        next += from->n_holders;
-        to->n_waiters = (uint32_t)from->n_waiters;
-        to->waiters = next;
-        take_claims(from->waiters, from->n_waiters, next);
-        next += from->n_waiters;
-    }
-    return 0;
-}
-
 /* --- answers --- */
 
 static int put_held(const struct semaphore_call *c, Hedge__V1__LockAnswer *m)
@@ -235,7 +114,7 @@ int lock_wire_answer(const struct semaphore_call *c, uint64_t id, bool queued,
     m.at = c->at;
     m.lease_ms = c->lease_ms;
     if (rv == 0 && c->list != NULL) {
-        rv = lock_list_message(c->list, &m.list);
+        rv = lock_list_message(c, &m.list);
     }
     rv = rv != 0 ? rv : outbox_put(out, &m.base);
     lock_list_release(m.list);
@@ -252,6 +131,7 @@ int lock_wire_to_answer(const Hedge__V1__LockAnswer *m,
     out->at = m->at;
     out->lease_ms = m->lease_ms != 0 ? m->lease_ms : out->lease_ms;
     if (m->status == 0 && out->op == SEMAPHORE_LIST) {
+        out->more = lock_list_next(m->list, out);
         return lock_list_from(m->list, &out->list);
     }
     if (m->n_held > 0) {

@@ -18,20 +18,43 @@ struct letter {
     letter_fn fn;
 };
 
-/* Messages to be sent, and the thread that sends them. */
+/* Messages to be sent on a stream, and the thread that sends them. What waits
+ * here is bounded, whatever the far end does: one that does not take its
+ * answers is asked for no more calls (outbox_await()), and what nobody asked
+ * for at this moment, grants to those in line, is refused at the limit. */
 struct outbox {
     pthread_mutex_t lock;
-    pthread_cond_t wake;
+    pthread_cond_t wake; /* For the sender. */
+    pthread_cond_t room; /* For who brings calls. */
     struct list messages;
-    bool closing;
+    size_t bytes;      /* Of these and of the one being sent. */
+    unsigned expected; /* Calls on their way to the loop. */
+    bool closing;      /* Nothing more is sent or taken in. */
+    bool broken;       /* The stream is to end with it. */
 };
-/* Packs now. HEDGE_ENOMEM. */
+
+#define OUTBOX_MAX ((size_t)4 << 20)
+#define OUTBOX_MARK ((size_t)256 << 10) /* From here on no calls are read. */
+/* Each may have one of the largest answers, a page of a list or all that one
+ * session holds: 300 KiB. */
+#define OUTBOX_EXPECTED_MAX 8u
+
+/* Packs now. HEDGE_ENOMEM; HEDGE_EEXHAUSTED: it has OUTBOX_MAX; HEDGE_ECLOSED:
+ * nothing is sent any more. */
 int outbox_put(struct outbox *b, const ProtobufCMessage *m);
 void outbox_init(struct outbox *b);
 void outbox_release(struct outbox *b);
-/* Until closed or the stream fails. */
+/* Until closed, broken or the stream fails. */
 void outbox_run(struct outbox *b, struct rpc_stream *s);
 void outbox_close(struct outbox *b);
+/* Close, throw away what waits, and let outbox_run() end the stream. */
+void outbox_break(struct outbox *b);
+/* Wait until one more call may be taken in; HEDGE_ECLOSED. */
+int outbox_await(struct outbox *b);
+/* One is on its way to the loop; it has been there, and its answer, if there
+ * was one at once, is in. */
+void outbox_expect(struct outbox *b);
+void outbox_taken(struct outbox *b);
 
 /* A call of another node, in this one's core. */
 struct relayed {
@@ -39,7 +62,13 @@ struct relayed {
     struct list link;           /* Of its peer. */
     struct relay_peer *peer;
     uint64_t id;
+    bool counted; /* Among n_relayed. */
 };
+
+/* Calls of all other nodes at a time, about 1 KiB each; what stands in line or
+ * watches leaves room for what comes to an end by itself. */
+#define RELAYED_MAX 16384u
+#define RELAYED_WAITING_MAX 12288u
 
 /* Another node's stream to this one. */
 struct relay_peer {
@@ -93,6 +122,7 @@ struct locks {
     uint64_t due_ms;       /* The first deadline there may be. */
     uint64_t retry_ms;     /* Those that were refused are sent again. */
     struct relay relay;
+    atomic_size_t n_relayed; /* Calls of other nodes. */
 };
 
 /* --- semaphores.c --- */
@@ -112,7 +142,7 @@ void route_reply(struct locks *l, const Hedge__V1__LockAnswer *a);
 void route_tick(struct locks *l, uint64_t now_ms);
 void route_close(struct locks *l);
 
-/* --- lock_relay.c --- */
+/* --- lock_relay.c, lock_outbox.c --- */
 int relay_start(struct locks *l);
 void relay_stop(struct locks *l);
 /* On the loop: there is a leader elsewhere ("": there is none). */
@@ -134,11 +164,6 @@ int lock_wire_answer(const struct semaphore_call *c, uint64_t id, bool queued,
                      struct outbox *out);
 int lock_wire_to_answer(const Hedge__V1__LockAnswer *m,
                         struct semaphore_call *out);
-/* A list as a message, which points into `s`; lock_list_release(). */
-int lock_list_message(const struct hedge_semaphores *s,
-                      Hedge__V1__LockList **out);
-void lock_list_release(Hedge__V1__LockList *m);
-int lock_list_from(const Hedge__V1__LockList *m, struct hedge_semaphores **out);
 
 /* --- serve_locks.c --- */
 void serve_lock_open(struct rpc_call *c, void *ctx, const void *req,

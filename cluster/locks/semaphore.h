@@ -29,7 +29,9 @@
  * Units:     milliseconds on one clock, CLOCK_BOOTTIME in a node.
  * Limits:    no clock, socket, file, random source or thread in here;
  *            SEMAPHORE_CLAIMS_MAX claims and SEMAPHORE_SESSIONS_MAX sessions,
- *            then HEDGE_EEXHAUSTED. */
+ *            then HEDGE_EEXHAUSTED. With one claim, and to watch one session,
+ *            SEMAPHORE_CALLS_EACH calls wait: the oldest, whose caller may long
+ *            have gone, makes place for the next with HEDGE_EEXHAUSTED. */
 #ifndef CLUSTER_SEMAPHORE_H
 #define CLUSTER_SEMAPHORE_H
 
@@ -50,6 +52,8 @@
 #define SEMAPHORE_TTL_MAX_MS 2592000000u /* 30 days. */
 #define SEMAPHORE_CLAIMS_MAX 16384u      /* With their calls about 30 MiB. */
 #define SEMAPHORE_SESSIONS_MAX 16384u
+#define SEMAPHORE_CALLS_EACH 16u
+#define SEMAPHORE_PAGE_MAX 512u  /* Claims of a list: 290 KiB. */
 #define SEMAPHORE_BATCH_MAX 512u /* Rows of one append. */
 
 enum semaphore_op {
@@ -69,7 +73,11 @@ enum semaphore_op {
                           oldest grant of that session. */
     SEMAPHORE_REVOKE,  /* name, token */
     SEMAPHORE_CHECK,   /* name, limit: HEDGE_EINVAL when it has another. */
-    SEMAPHORE_LIST,    /* name, or "": all. */
+    /* name, or "": all; limit: how many claims, at most SEMAPHORE_PAGE_MAX, or
+     * 0: all, or HEDGE_EEXHAUSTED. What comes behind (holder, permits,
+     * order_term, order), which say a place in the list; zeros: its beginning.
+     * Answered with the place to go on from when there is `more`. */
+    SEMAPHORE_LIST,
     SEMAPHORE_OPS
 };
 
@@ -104,6 +112,7 @@ struct semaphore_call {
     struct semaphore_held *held; /* RENEW, OPEN: all of it; mem_free(). */
     size_t n_held;
     struct hedge_semaphores *list; /* LIST; mem_free(). */
+    bool more;                     /* LIST */
 };
 
 /* A grant, as it is on disk. */
@@ -119,9 +128,9 @@ struct semaphore_row {
 };
 
 enum semaphore_event_type {
-    SEMAPHORE_LEAD,     /* `term` */
-    SEMAPHORE_LOST,     /* Another leads, or nobody. */
-    SEMAPHORE_LOADED,   /* `id`, `status`, `rows` with their tokens */
+    SEMAPHORE_LEAD,   /* `term` */
+    SEMAPHORE_LOST,   /* Another leads, or nobody. */
+    SEMAPHORE_LOADED, /* `id`, `status`, `rows` in the order of their tokens */
     SEMAPHORE_APPENDED, /* `id`, `status`, `revisions`: one for each row */
     SEMAPHORE_CALL,     /* `call` */
     SEMAPHORE_TICK      /* Harmless at any time. */

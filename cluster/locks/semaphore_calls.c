@@ -110,6 +110,24 @@ static void on_close(struct semaphores *s, struct semaphore_call *call)
     sem_answer_durably(s, call);
 }
 
+/* Put it behind the others that wait for the same. */
+static void wait_with(struct semaphores *s, struct list *calls,
+                      struct semaphore_call *call)
+{
+    struct list *l;
+    size_t n = 0;
+
+    list_foreach (l, calls) {
+        n++;
+    }
+    if (n >= SEMAPHORE_CALLS_EACH) {
+        sem_answer(s, container_of(calls->next, struct semaphore_call, link),
+                   HEDGE_EEXHAUSTED, "%u later calls wait for the same",
+                   SEMAPHORE_CALLS_EACH);
+    }
+    list_push(calls, &call->link);
+}
+
 static void on_watch(struct semaphores *s, struct semaphore_call *call)
 {
     struct holder *h = sem_find_holder(s, call->session);
@@ -120,7 +138,7 @@ static void on_watch(struct semaphores *s, struct semaphore_call *call)
         sem_answer(s, call, 0, "%s", "");
     } else {
         call->wait_ms = sem_after(s->now_ms, call->wait_ms); /* From here on. */
-        list_push(&h->watchers, &call->link);
+        wait_with(s, &h->watchers, call);
         sem_due(s, call->wait_ms);
     }
 }
@@ -200,7 +218,7 @@ static void in_line(struct semaphores *s, struct claim *c,
     call->order_term = c->order_term;
     call->order = c->order;
     call->queued = true;
-    list_push(&c->calls, &call->link);
+    wait_with(s, &c->calls, call);
 }
 
 /* What would have to wait and does not want to. */
@@ -230,7 +248,7 @@ static void attach(struct semaphores *s, struct claim *c,
     } else if (c->revoked) {
         sem_answer(s, call, HEDGE_EFENCED, "the grant was revoked");
     } else if (c->token == 0) {
-        list_push(&c->calls, &call->link);
+        wait_with(s, &c->calls, call);
     } else {
         call->token = c->token;
         sem_answer(s, call, 0, "%s", "");
@@ -371,10 +389,54 @@ static void on_check(struct semaphores *s, struct semaphore_call *call)
 /* --- the list ---------------------------------------------------------------
  */
 
-static bool is_listed(const struct semaphore *m, const char *name)
+/* By name; of each semaphore first who waits, in line, then who is just being
+ * granted, then who holds, by token. Who is granted between two pages goes from
+ * a part that was listed to one that is still to come. The place of a claim in
+ * this order is the same for the next leader. */
+enum list_part { PART_WAITS, PART_GRANTED, PART_HOLDS };
+
+struct list_page {
+    struct semaphores *s;
+    const struct semaphore_call *call;
+    struct hedge_semaphores *out;
+    struct hedge_semaphore_holder *next;
+    size_t left;
+    bool full;                /* There was one more. */
+    const struct claim *last; /* The last one listed. */
+};
+
+static enum list_part part_of(const struct claim *c)
 {
-    return !sem_is_forgotten(m) &&
-           (name[0] == '\0' || strcmp(m->name, name) == 0);
+    return c->state == CLAIM_WAITING ? PART_WAITS
+           : c->token == 0           ? PART_GRANTED
+                                     : PART_HOLDS;
+}
+
+static bool is_behind(const struct claim *c, const struct semaphore_call *place)
+{
+    enum list_part part = part_of(c);
+
+    if (strcmp(c->semaphore->name, place->holder) != 0) {
+        return true; /* Semaphores before it are not looked at. */
+    }
+    if (part != place->permits) {
+        return part > place->permits;
+    }
+    if (part == PART_HOLDS) {
+        return c->token > place->order;
+    }
+    return c->order_term > place->order_term ||
+           (c->order_term == place->order_term && c->order > place->order);
+}
+
+static void set_place(struct semaphore_call *call, const struct claim *c)
+{
+    enum list_part part = part_of(c);
+
+    (void)snprintf(call->holder, sizeof call->holder, "%s", c->semaphore->name);
+    call->permits = part;
+    call->order_term = part == PART_HOLDS ? 0 : c->order_term;
+    call->order = part == PART_HOLDS ? c->token : c->order;
 }
 
 static void list_claim(const struct semaphores *s, const struct claim *c,
@@ -391,55 +453,126 @@ static void list_claim(const struct semaphores *s, const struct claim *c,
     out->remaining_ms = end > s->now_ms ? end - s->now_ms : 0;
 }
 
-static struct hedge_semaphore_holder *
-list_claims(const struct semaphores *s, struct list *claims,
-            struct hedge_semaphore_holder *out, uint32_t *n)
+static void list_part(struct list_page *p, struct list *claims,
+                      enum list_part part, uint32_t *n)
 {
     struct list *l;
 
     list_foreach (l, claims) {
-        list_claim(s, container_of(l, struct claim, of_semaphore), out++);
+        const struct claim *c = container_of(l, struct claim, of_semaphore);
+
+        if (part_of(c) != part || !is_behind(c, p->call)) {
+            continue;
+        }
+        if (p->left == 0) {
+            p->full = true;
+            return;
+        }
+        list_claim(p->s, c, p->next++);
+        p->last = c;
+        p->left--;
         ++*n;
     }
-    return out;
 }
 
-static void on_list(struct semaphores *s, struct semaphore_call *call)
+static void list_semaphore(struct list_page *p, struct semaphore *m)
 {
-    struct hedge_semaphore_holder *next;
-    struct hedge_semaphores *r;
-    size_t n = 0, claims = 0;
-    struct list *l;
+    struct hedge_semaphore_info *i = &p->out->semaphore[p->out->n];
 
-    list_foreach (l, &s->all) {
-        const struct semaphore *m = container_of(l, struct semaphore, link);
-        if (is_listed(m, call->name)) {
-            n++;
-            claims += m->n_grants + m->n_waiters;
+    memcpy(i->name, m->name, sizeof i->name);
+    i->limit = m->limit;
+    i->waiters = p->next;
+    list_part(p, &m->waiters, PART_WAITS, &i->n_waiters);
+    i->holders = p->next;
+    list_part(p, &m->grants, PART_GRANTED, &i->n_holders);
+    list_part(p, &m->grants, PART_HOLDS, &i->n_holders);
+    p->out->n += i->n_waiters + i->n_holders > 0;
+}
+
+/* Whichever of these many comes first by name. */
+struct picked {
+    size_t n;
+    struct semaphore *m[SEMAPHORE_PAGE_MAX + 1];
+};
+
+static void pick_in_order(struct picked *p, struct semaphore *m)
+{
+    size_t low = 0, high = p->n;
+
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (strcmp(p->m[mid]->name, m->name) < 0) {
+            low = mid + 1;
+        } else {
+            high = mid;
         }
     }
-    r = mem_calloc(1, sizeof *r + n * sizeof r->semaphore[0] +
-                          claims * sizeof *next);
-    if (r == NULL) {
+    if (low > SEMAPHORE_PAGE_MAX) {
+        return; /* Behind all of a full page. */
+    }
+    p->n -= p->n > SEMAPHORE_PAGE_MAX;
+    memmove(&p->m[low + 1], &p->m[low],
+            (p->n - low) * sizeof(struct semaphore *));
+    p->m[low] = m;
+    p->n++;
+}
+
+static void pick(struct semaphores *s, const struct semaphore_call *call,
+                 struct picked *out)
+{
+    bool all = call->name[0] == '\0';
+    struct list *l;
+
+    out->n = 0;
+    list_foreach (l, &s->all) {
+        struct semaphore *m = container_of(l, struct semaphore, link);
+        if (!sem_is_forgotten(m) && strcmp(m->name, call->holder) >= 0 &&
+            (all || strcmp(m->name, call->name) == 0)) {
+            pick_in_order(out, m);
+        }
+    }
+}
+
+/* Every semaphore has a claim, but for the one that the page before ended in:
+ * so one more of them than fits says that there may be more. */
+static void on_list(struct semaphores *s, struct semaphore_call *call)
+{
+    size_t max = call->limit != 0 && call->limit < SEMAPHORE_PAGE_MAX
+                     ? call->limit
+                     : SEMAPHORE_PAGE_MAX;
+    struct list_page p = {.s = s, .call = call, .left = max};
+    struct picked picked;
+    size_t claims = 0;
+
+    pick(s, call, &picked);
+    for (size_t i = 0; i < picked.n; i++) {
+        claims += picked.m[i]->n_grants + picked.m[i]->n_waiters;
+    }
+    claims = claims < max ? claims : max;
+    p.out =
+        mem_calloc(1, sizeof *p.out + picked.n * sizeof p.out->semaphore[0] +
+                          claims * sizeof *p.next);
+    if (p.out == NULL) {
         sem_answer(s, call, HEDGE_ENOMEM, "no memory for the list");
         return;
     }
-    next = (struct hedge_semaphore_holder *)(void *)&r->semaphore[n];
-    list_foreach (l, &s->all) {
-        struct semaphore *m = container_of(l, struct semaphore, link);
-        struct hedge_semaphore_info *i = &r->semaphore[r->n];
-        if (!is_listed(m, call->name)) {
-            continue;
-        }
-        memcpy(i->name, m->name, sizeof i->name);
-        i->limit = m->limit;
-        i->holders = next;
-        next = list_claims(s, &m->grants, next, &i->n_holders);
-        i->waiters = next;
-        next = list_claims(s, &m->waiters, next, &i->n_waiters);
-        r->n++;
+    p.next =
+        (struct hedge_semaphore_holder *)(void *)&p.out->semaphore[picked.n];
+    for (size_t i = 0; i < picked.n && !p.full; i++) {
+        list_semaphore(&p, picked.m[i]);
     }
-    call->list = r;
+    call->more = p.full || picked.n > SEMAPHORE_PAGE_MAX;
+    if (call->more && call->limit == 0) {
+        mem_free(p.out);
+        sem_answer(s, call, HEDGE_EEXHAUSTED,
+                   "more than %u hold and wait: list them page by page",
+                   SEMAPHORE_PAGE_MAX);
+        return;
+    }
+    if (call->more) {
+        set_place(call, p.last);
+    }
+    call->list = p.out;
     sem_answer(s, call, 0, "%s", "");
 }
 

@@ -10,6 +10,7 @@
 #include "store/base/mem.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define REQUEUE_MS 500 /* For waiters to come back to a new leader. */
@@ -148,6 +149,13 @@ static int add_row(void *ctx, const struct engine_entry *entry)
     return 0;
 }
 
+static int by_token(const void *a, const void *b)
+{
+    const struct semaphore_row *x = a, *y = b;
+
+    return x->token < y->token ? -1 : x->token > y->token;
+}
+
 /* Nothing of an older term comes after what is read here. */
 static int load_rows(struct engine_work *w, struct hedge_error *e)
 {
@@ -164,6 +172,9 @@ static int load_rows(struct engine_work *w, struct hedge_error *e)
     while (rv == 0 && more) {
         rv = engine_scan(&n->engine, &q, add_row, w, &more, e);
         rv = rv != 0 ? rv : w->status;
+    }
+    if (rv == 0 && w->n_rows > 0) {
+        qsort(w->rows, w->n_rows, sizeof w->rows[0], by_token);
     }
     return rv;
 }

@@ -1,5 +1,6 @@
 /* serve_locks.c - service hedge.v1.Locks: each call becomes one of locks.h and
  * is answered from the loop when that is done; no thread waits with it. */
+#include "cluster/locks/lock_list.h"
 #include "cluster/locks/locks_internal.h"
 
 #include "store/base/mem.h"
@@ -57,7 +58,7 @@ static void reply_list(struct rpc_call *rpc, const struct semaphore_call *c)
 {
     Hedge__V1__LockList *m;
 
-    if (lock_list_message(c->list, &m) != 0) {
+    if (lock_list_message(c, &m) != 0) {
         rpc_fail(rpc, HEDGE_ENOMEM, "no memory for the list");
         return;
     }
@@ -325,7 +326,10 @@ void serve_lock_list(struct rpc_call *rpc, void *ctx, const void *req,
         return;
     }
     s = begin(rpc, ctx, SEMAPHORE_LIST);
-    if (s != NULL && set_name(s, m->name)) {
+    if (s != NULL && !lock_list_place(m->after, &s->call.call)) {
+        refuse(s, HEDGE_EINVAL, "not a place in a list");
+    } else if (s != NULL && set_name(s, m->name)) {
+        s->call.call.limit = m->max;
         submit(s, false);
     }
     pb_free(m);

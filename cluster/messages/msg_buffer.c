@@ -24,9 +24,9 @@
 struct msg_budget {
     atomic_uint refs;
     uint64_t limit;
-    pthread_mutex_t lock; /* used, waiters */
+    pthread_mutex_t lock; /* used, held, waiters */
     pthread_cond_t room;
-    uint64_t used;
+    uint64_t used, held;
     unsigned waiters;
 };
 
@@ -59,7 +59,7 @@ void msg_budget_unref(struct msg_budget *b)
     if (b == NULL || atomic_fetch_sub(&b->refs, 1) > 1) {
         return;
     }
-    assert(b->used == 0);
+    assert(b->used == 0 && b->held == 0);
     pthread_cond_destroy(&b->room);
     pthread_mutex_destroy(&b->lock);
     mem_free(b);
@@ -147,6 +147,28 @@ int msg_budget_take(struct msg_budget *b, size_t n, uint64_t timeout_ms,
     b->used += rv == 0 ? n : 0;
     pthread_mutex_unlock(&b->lock);
     return rv;
+}
+
+int msg_budget_hold(struct msg_budget *b, size_t n, struct hedge_error *e)
+{
+    int rv = 0;
+
+    pthread_mutex_lock(&b->lock);
+    if (b->held == 0 || b->held + n <= b->limit / 4) {
+        b->held += n;
+    } else {
+        rv = exhausted(b, n, e);
+    }
+    pthread_mutex_unlock(&b->lock);
+    return rv;
+}
+
+void msg_budget_unhold(struct msg_budget *b, size_t n)
+{
+    pthread_mutex_lock(&b->lock);
+    assert(n <= b->held);
+    b->held -= n;
+    pthread_mutex_unlock(&b->lock);
 }
 
 /* --- buffers ----------------------------------------------------------------

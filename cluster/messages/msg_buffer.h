@@ -39,6 +39,12 @@ void msg_budget_give(struct msg_budget *b, size_t n);
 int msg_budget_take(struct msg_budget *b, size_t n, uint64_t timeout_ms,
                     struct hedge_error *e);
 
+/* For `n` bytes that lie outside of the budget while they wait for room in it:
+ * all of these together are a quarter of the limit at most, or one of them;
+ * then HEDGE_EEXHAUSTED, at once. */
+int msg_budget_hold(struct msg_budget *b, size_t n, struct hedge_error *e);
+void msg_budget_unhold(struct msg_budget *b, size_t n);
+
 struct msg_buf {
     struct msg_budget *budget; /* NULL: nothing is counted. */
     unsigned char *data;

@@ -83,14 +83,65 @@ static int add_data(struct msg_buf *buf, ProtobufCBinaryData *data,
     return rv;
 }
 
-static int begin_data(struct msg_buf *buf, uint64_t announced,
+/* The first piece of a message, received: counted in the budget or, when that
+ * is full, among what waits for room in it, until there is room for the whole.
+ */
+struct first_piece {
+    size_t len;
+    size_t counted, held; /* One of them, or neither, is len. */
+};
+
+static int first_hold(struct hedge_node *n, struct first_piece *f,
+                      struct hedge_error *e)
+{
+    int rv = msg_budget_hold(n->messages, f->len, e);
+
+    f->held = rv == 0 ? f->len : 0;
+    return rv;
+}
+
+static int first_count(struct hedge_node *n, struct first_piece *f, size_t len,
+                       struct hedge_error *e)
+{
+    *f = (struct first_piece){.len = len};
+    if (len <= MSG_FREE) {
+        return 0; /* It does not wait. */
+    }
+    if (msg_budget_try(n->messages, len)) {
+        f->counted = len;
+        return 0;
+    }
+    return first_hold(n, f, e);
+}
+
+static void first_done(struct hedge_node *n, struct first_piece *f)
+{
+    if (f->counted > 0) {
+        msg_budget_give(n->messages, f->counted);
+    }
+    if (f->held > 0) {
+        msg_budget_unhold(n->messages, f->held);
+    }
+    f->counted = f->held = 0;
+}
+
+static int begin_data(struct hedge_node *n, struct first_piece *f,
+                      struct msg_buf *buf, uint64_t announced,
                       ProtobufCBinaryData *data, uint64_t until_ms,
                       struct hedge_error *e)
 {
     size_t len = announced > data->len ? (size_t)announced : data->len;
-    int rv = msg_buf_reserve(buf, len, left_of(until_ms), e);
+    bool counted = f->counted > 0;
+    int rv = msg_buf_reserve(buf, len, counted ? 0 : left_of(until_ms), e);
 
-    return rv != 0 ? rv : add_data(buf, data, e);
+    if (counted && rv == HEDGE_EEXHAUSTED) {
+        first_done(n, f); /* Nobody waits with a part of what there is. */
+        rv = first_hold(n, f, e);
+        rv = rv != 0 ? rv : msg_buf_reserve(buf, len, left_of(until_ms), e);
+    }
+    rv = rv != 0 ? rv : add_data(buf, data, e);
+    first_done(n, f);
+    return rv;
 }
 
 /* The pieces behind the first. */
@@ -132,18 +183,25 @@ static int share(struct msg_buf *buf, struct exchange_options *o,
     return 0;
 }
 
-static void *receive_first(struct rpc_stream *s,
+static void *receive_first(struct hedge_node *n, struct rpc_stream *s,
                            const ProtobufCMessageDescriptor *type,
-                           struct hedge_error *e, int *rv)
+                           struct first_piece *f, struct hedge_error *e,
+                           int *rv)
 {
     struct rpc_msg msg;
     void *m;
 
+    *f = (struct first_piece){.len = 0};
     *rv = rpc_stream_recv(s, time_for(s, 0), &msg, e);
     if (*rv != 0) {
         *rv = *rv == HEDGE_EEND
                   ? error_set(e, HEDGE_EPROTO, "a call without a message")
                   : *rv;
+        return NULL;
+    }
+    *rv = first_count(n, f, rpc_msg_left(&msg), e);
+    if (*rv != 0) {
+        rpc_msg_release(&msg);
         return NULL;
     }
     m = pb_from_msg_large(type, &msg, e);
@@ -199,8 +257,8 @@ static int send_reply(struct rpc_stream *s, const struct hedge_reply *r)
 }
 
 static int forward(struct hedge_node *n, struct rpc_stream *s,
-                   Hedge__V1__SendRequest *first, struct msg_buf *buf,
-                   struct hedge_error *e)
+                   Hedge__V1__SendRequest *first, struct first_piece *f,
+                   struct msg_buf *buf, struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + time_for(s, first->timeout_ms);
     struct exchange_options o = {
@@ -208,7 +266,8 @@ static int forward(struct hedge_node *n, struct rpc_stream *s,
     struct hedge_reply *r;
     int rv = first->direct ? check_direct(n, e) : 0;
 
-    rv = rv != 0 ? rv : begin_data(buf, first->len, &first->data, until_ms, e);
+    rv = rv != 0 ? rv
+                 : begin_data(n, f, buf, first->len, &first->data, until_ms, e);
     rv = rv != 0 ? rv
                  : receive_rest(s, &hedge__v1__send_request__descriptor,
                                 send_data, until_ms, buf, e);
@@ -232,18 +291,21 @@ int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     struct hedge_node *n = ctx;
     Hedge__V1__SendRequest *first;
     struct msg_buf buf;
+    struct first_piece f;
     int rv = serve_messages_enter(s, &n->sending, SENDING_MAX, "messages", e);
 
     if (rv != 0) {
         return rv;
     }
-    first = receive_first(s, &hedge__v1__send_request__descriptor, e, &rv);
+    first =
+        receive_first(n, s, &hedge__v1__send_request__descriptor, &f, e, &rv);
     if (first != NULL) {
         msg_buf_init(&buf, n->messages);
-        rv = forward(n, s, first, &buf, e);
+        rv = forward(n, s, first, &f, &buf, e);
         msg_buf_release(&buf);
     }
     pb_free(first);
+    first_done(n, &f);
     atomic_fetch_sub(&n->sending, 1);
     return rv;
 }
@@ -300,8 +362,8 @@ static bool passing_gone(void *ctx)
 }
 
 static int spread(struct hedge_node *n, struct rpc_stream *s,
-                  Hedge__V1__BroadcastRequest *first, struct msg_buf *buf,
-                  struct hedge_error *e)
+                  Hedge__V1__BroadcastRequest *first, struct first_piece *f,
+                  struct msg_buf *buf, struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + time_for(s, first->timeout_ms);
     struct passing p = {.s = s};
@@ -312,7 +374,7 @@ static int spread(struct hedge_node *n, struct rpc_stream *s,
                                  .only = (const char *const *)first->to,
                                  .n_only = first->n_to,
                                  .on_reply = pass_on};
-    int rv = begin_data(buf, first->len, &first->data, until_ms, e);
+    int rv = begin_data(n, f, buf, first->len, &first->data, until_ms, e);
 
     rv = rv != 0 ? rv
                  : receive_rest(s, &hedge__v1__broadcast_request__descriptor,
@@ -332,18 +394,21 @@ int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     struct hedge_node *n = ctx;
     Hedge__V1__BroadcastRequest *first;
     struct msg_buf buf;
+    struct first_piece f;
     int rv = serve_messages_enter(s, &n->sending, SENDING_MAX, "messages", e);
 
     if (rv != 0) {
         return rv;
     }
-    first = receive_first(s, &hedge__v1__broadcast_request__descriptor, e, &rv);
+    first = receive_first(n, s, &hedge__v1__broadcast_request__descriptor, &f,
+                          e, &rv);
     if (first != NULL) {
         msg_buf_init(&buf, n->messages);
-        rv = spread(n, s, first, &buf, e);
+        rv = spread(n, s, first, &f, &buf, e);
         msg_buf_release(&buf);
     }
     pb_free(first);
+    first_done(n, &f);
     atomic_fetch_sub(&n->sending, 1);
     return rv;
 }

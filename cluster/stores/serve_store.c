@@ -1,5 +1,5 @@
-/* serve_store.c - service hedge.v1.Store but for its streams: looking at,
- * listing and removing stores, for clients and for other nodes. */
+/* serve_store.c - service hedge.v1.Store but for its streams and lists: looking
+ * at and removing stores, for clients and for other nodes. */
 #include "cluster/node_internal.h"
 
 #include "store/base/clock.h"
@@ -8,18 +8,7 @@
 #include <string.h>
 
 #define CALL_MS 10000
-#define LIST_MS 2000
 #define STREAMS_MIN 4
-
-static char *unconst(const char *s)
-{
-    union {
-        const char *in;
-        char *out;
-    } u = {.in = s};
-
-    return u.out;
-}
 
 unsigned serve_streams_max(const struct hedge_node *n, unsigned part,
                            unsigned blocks)
@@ -95,7 +84,7 @@ struct far_call {
     struct work work;
     struct hedge_node *node;
     struct rpc_call *call;
-    Hedge__V1__StoreRequest *m; /* NULL: the call has none. */
+    Hedge__V1__StoreRequest *m;
 };
 
 /* Takes `m`. */
@@ -191,138 +180,4 @@ void serve_remove(struct rpc_call *call, void *ctx, const void *req, size_t len)
     } else {
         call_far(n, call, m, remove_far);
     }
-}
-
-struct listing {
-    struct hedge_node *n;
-    Hedge__V1__ListReply reply;
-    size_t cap, missing_cap;
-    int status;
-    Hedge__V1__ListReply **others; /* Their infos are in `reply`. */
-    size_t n_others;
-};
-
-static void add_info(struct listing *l, Hedge__V1__StoreInfo *info)
-{
-    if (l->reply.n_stores == l->cap) {
-        size_t cap = l->cap == 0 ? 16 : l->cap * 2;
-        Hedge__V1__StoreInfo **more =
-            mem_realloc(l->reply.stores, cap * sizeof(Hedge__V1__StoreInfo *));
-
-        if (more == NULL) {
-            l->status = HEDGE_ENOMEM;
-            return;
-        }
-        l->reply.stores = more;
-        l->cap = cap;
-    }
-    l->reply.stores[l->reply.n_stores++] = info;
-}
-
-static void list_one(void *ctx, struct sos_store *store)
-{
-    struct listing *l = ctx;
-    Hedge__V1__StoreInfo *m;
-    struct sos_info info;
-
-    if (l->status == 0 && sos_store_info(store, &info) == 0) {
-        l->status = pb_store_info(&info, l->n->id, &m);
-        mem_free(info.uses);
-        if (l->status == 0) {
-            add_info(l, m);
-        }
-    }
-}
-
-static void list_of(struct listing *l, const struct member *m)
-{
-    Hedge__V1__Empty empty = HEDGE__V1__EMPTY__INIT;
-    char target[TARGET_SIZE];
-    struct kept_channel *c;
-    struct hedge_error e;
-    Hedge__V1__ListReply *r;
-    void *reply = NULL;
-    int rv = HEDGE_ENOMEM;
-
-    node_target(l->n, m, target);
-    c = node_channel(l->n, target);
-    if (c != NULL) {
-        rv = pb_call(kept_channel_rpc(c), "/hedge.v1.Peer/LocalStores",
-                     &empty.base, &hedge__v1__list_reply__descriptor, LIST_MS,
-                     &reply, &e);
-        node_channel_put(l->n, c);
-    }
-    if (rv != 0) {
-        l->reply.missing[l->reply.n_missing++] = unconst(m->id);
-        return;
-    }
-    r = reply;
-    l->others[l->n_others++] = r;
-    for (size_t i = 0; i < r->n_stores; i++) {
-        add_info(l, r->stores[i]);
-    }
-}
-
-static void listing_release(struct listing *l, size_t n_own)
-{
-    for (size_t i = 0; i < n_own; i++) {
-        pb_store_info_release(l->reply.stores[i]);
-    }
-    mem_free(l->reply.stores);
-    for (size_t i = 0; i < l->n_others; i++) {
-        pb_free(l->others[i]);
-    }
-    mem_free(l->others);
-    mem_free(l->reply.missing);
-}
-
-static void serve_stores(struct hedge_node *n, struct rpc_call *call,
-                         struct view *v)
-{
-    struct listing l = {.n = n, .reply = HEDGE__V1__LIST_REPLY__INIT};
-    size_t members = v != NULL ? v->n : 0, n_own;
-
-    l.status = sos_each(n->sos, list_one, &l) != 0 ? HEDGE_ENOMEM : l.status;
-    n_own = l.reply.n_stores;
-    l.others = mem_calloc(members, sizeof(Hedge__V1__ListReply *));
-    l.reply.missing = mem_calloc(members, sizeof(char *));
-    if (l.others == NULL || l.reply.missing == NULL) {
-        l.status = HEDGE_ENOMEM;
-    }
-    for (size_t i = 0; i < members && l.status == 0; i++) {
-        if (strcmp(v->members[i].id, n->id) != 0) {
-            list_of(&l, &v->members[i]);
-        }
-    }
-    if (l.status == 0) {
-        pb_reply(call, &l.reply.base);
-    } else {
-        rpc_fail(call, l.status, "no memory for the list");
-    }
-    listing_release(&l, n_own);
-}
-
-static void list_far(struct work *work)
-{
-    struct far_call *f = container_of(work, struct far_call, work);
-    struct view *v = node_view(f->node);
-
-    serve_stores(f->node, f->call, v);
-    view_unref(v);
-    mem_free(f);
-}
-
-void serve_list(struct rpc_call *call, void *ctx, const void *req, size_t len)
-{
-    (void)req;
-    (void)len;
-    call_far(ctx, call, NULL, list_far);
-}
-
-void serve_local_stores(struct rpc_call *call, void *ctx, const void *req,
-                        size_t len)
-{
-    (void)req;
-    (void)len;
-    serve_stores(ctx, call, NULL);
 }

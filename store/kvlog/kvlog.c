@@ -85,6 +85,7 @@ int kvlog_open(MDB_txn *txn, MDB_dbi meta, const char *group, bool create,
     memset(out, 0, sizeof *out);
     out->meta = meta;
     (void)snprintf(out->state_key, sizeof out->state_key, "%s/state 1", group);
+    (void)snprintf(out->age_key, sizeof out->age_key, "%s/age 1", group);
     for (unsigned i = 0; rv == 0 && i < KVLOG_TABLES; i++) {
         rv = open_table(txn, group, tables[i].name,
                         tables[i].flags | (create ? MDB_CREATE : 0),
@@ -204,7 +205,7 @@ static int purge_row(MDB_txn *txn, const struct kvlog *l, const MDB_val *key,
     return rc == 0 || rc == MDB_NOTFOUND ? 0 : kvlog_error(e, rc, "requests");
 }
 
-/* What is older than KVLOG_KEEP_MS, up to `max` rows. */
+/* What has been kept for KVLOG_KEEP_MS, up to `max` rows. */
 static int purge(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
                  size_t max, struct hedge_error *e)
 {
@@ -224,7 +225,7 @@ static int purge(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
             rv = kvlog_corrupt(e, "expiry", 0);
             break;
         }
-        if (get_be64(key.mv_data) + KVLOG_KEEP_MS > s->timestamp_ms) {
+        if (get_be64(key.mv_data) + KVLOG_KEEP_MS > s->age_ms) {
             break;
         }
         rv = purge_row(txn, l, &key, &val, s, e);
@@ -250,7 +251,7 @@ static int put_expiry(MDB_txn *txn, const struct kvlog *l,
     MDB_val key, val = kvlog_val(data, len);
     int rc;
 
-    put_be64(k, s->timestamp_ms);
+    put_be64(k, s->age_ms);
     put_be64(k + 8, s->revision);
     k[16] = (unsigned char)kind;
     key = kvlog_val(k, sizeof k);
@@ -356,6 +357,53 @@ static int replace(MDB_txn *txn, const struct kvlog *l,
     }
     mdb_cursor_close(c);
     return rv == HEDGE_ENOTFOUND ? 0 : rv;
+}
+
+/* --- ageing -----------------------------------------------------------------
+ */
+
+/* How old the log is at this put. A writer that has waited for its turn comes
+ * with a time from before; that goes back for nobody. */
+static int get_age(MDB_txn *txn, const struct kvlog *l,
+                   const struct kvlog_writer *w, const struct kvlog_state *s,
+                   struct kvlog_age *out, struct hedge_error *e)
+{
+    MDB_val key = kvlog_val(l->age_key, strlen(l->age_key)), val;
+    int rc = mdb_get(txn, l->meta, &key, &val);
+
+    *out = (struct kvlog_age){.boot_ms = w->boot_ms, .boot = w->boot};
+    if (rc == MDB_NOTFOUND) {
+        out->age_ms = s->timestamp_ms != 0 ? s->timestamp_ms : w->wall_ms;
+        return 0;
+    }
+    if (rc != 0) {
+        return kvlog_error(e, rc, l->age_key);
+    }
+    if (!kvlog_age_decode(val.mv_data, val.mv_size, out)) {
+        return error_set(e, HEDGE_ECORRUPT,
+                         "the row %s does not match its checksum", l->age_key);
+    }
+    if (out->boot != w->boot) {
+        out->boot = w->boot;
+        out->boot_ms = w->boot_ms;
+    } else if (w->boot_ms > out->boot_ms) {
+        out->age_ms += w->boot_ms - out->boot_ms;
+        out->boot_ms = w->boot_ms;
+    }
+    return 0;
+}
+
+static int put_age(MDB_txn *txn, const struct kvlog *l,
+                   const struct kvlog_age *a, struct hedge_error *e)
+{
+    unsigned char data[AGE_VALUE];
+    MDB_val key = kvlog_val(l->age_key, strlen(l->age_key));
+    MDB_val val = kvlog_val(data, sizeof data);
+    int rc;
+
+    kvlog_age_encode(a, data);
+    rc = mdb_put(txn, l->meta, &key, &val, 0);
+    return rc != 0 ? kvlog_error(e, rc, l->age_key) : 0;
 }
 
 /* --- appending --------------------------------------------------------------
@@ -480,6 +528,7 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
                  const struct kvlog_writer *w, struct kvlog_put *puts, size_t n,
                  bool *changed, struct hedge_error *e)
 {
+    struct kvlog_age age = {.age_ms = 0};
     struct kvlog_state s;
     int rv = kvlog_get_state(txn, l, &s, e);
 
@@ -491,6 +540,10 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
     if (rv != 0) {
         return rv;
     }
+    if (n > 0) {
+        rv = get_age(txn, l, w, &s, &age, e);
+        s.age_ms = age.age_ms;
+    }
     if (n > 0 && w->wall_ms > s.timestamp_ms) {
         s.timestamp_ms = w->wall_ms;
     }
@@ -499,6 +552,7 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
     }
     if (rv == 0 && n > 0 && *changed) {
         rv = purge(txn, l, &s, PURGE_BASE + PURGE_EACH * n, e);
+        rv = rv != 0 ? rv : put_age(txn, l, &age, e);
     }
     return rv == 0 && *changed ? kvlog_put_state(txn, l, &s, e) : rv;
 }

@@ -9,7 +9,9 @@
  * the term: the highest fencing token that has written.
  *
  * A version that is replaced stays, marked, as long as a request id does: an
- * answer that is given in pages and began before goes on to see it.
+ * answer that is given in pages and began before goes on to see it. Both age by
+ * the time for which a machine ran between two puts, and not by the wall clock,
+ * which people set.
  *
  * Ownership: transactions, keys and values are the caller's. An entry's
  *            pointers lead into the map and live as long as its transaction.
@@ -48,7 +50,7 @@ size_t kvlog_key_cost(const void *key, size_t len);
 struct kvlog {
     MDB_dbi meta; /* The unnamed database. */
     MDB_dbi log, leaders, index, hidden, requests, expiry;
-    char state_key[272];
+    char state_key[272], age_key[272];
 };
 
 /* Find the tables, or make them in a write transaction. HEDGE_ENOTFOUND: there
@@ -61,6 +63,7 @@ struct kvlog_state {
     uint64_t floor;  /* Versions before it may have been compacted away. */
     uint64_t term;   /* The highest token that has written. */
     uint64_t purged; /* Versions hidden up to this revision have been removed.*/
+    uint64_t age_ms; /* Not in its row, and known to kvlog_append() alone. */
 };
 
 int kvlog_get_state(MDB_txn *txn, const struct kvlog *l,
@@ -84,6 +87,9 @@ struct kvlog_writer {
     uint64_t token;
     const char *leader;
     uint64_t wall_ms;
+    /* What ids and hidden versions age by: a clock that nobody sets, and which
+     * life of the machine it counts. Between two lives no time passes. */
+    uint64_t boot_ms, boot;
 };
 
 /* Append in order. *changed: there is something to commit. */

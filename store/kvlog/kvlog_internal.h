@@ -16,9 +16,11 @@
  * A row of `leaders`, by token: sum 8 of the rest, name, terminator. A row of
  * `index` by (key, revision): hidden_by 8 (0: visible), sum 8 (XXH3 of key and
  * hidden_by). `hidden`: revision -> hidden_by 8. `requests`: id -> revision 8,
- * timestamp 8, sum 8 (of id and both). `expiry`, by (timestamp, revision, kind)
+ * timestamp 8, sum 8 (of id and both). `expiry`, by (age, revision, kind)
  * big-endian: a request id, or the key of a row of `index`. The state: five
- * numbers of 8 and their sum.
+ * numbers of 8 and their sum. The age: its milliseconds (it began with the Unix
+ * time), boot time and boot of the last put, their sum; where there is none the
+ * rows of `expiry` have Unix times, and it begins with the last of them.
  *
  * Ownership: see kvlog.h.
  * Threads:   see kvlog.h.
@@ -46,6 +48,7 @@ enum {
     REQUEST_VALUE = 24,
     EXPIRY_KEY = 17,
     STATE_VALUE = 48,
+    AGE_VALUE = 32,
     LEADER_SUM = 8,
 };
 #define ROW_FORMAT_1 1
@@ -95,6 +98,12 @@ kvlog_leader_encode(const char *name,
 void kvlog_state_encode(const struct kvlog_state *s,
                         unsigned char out[STATE_VALUE]);
 bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out);
+
+struct kvlog_age {
+    uint64_t age_ms, boot_ms, boot;
+};
+void kvlog_age_encode(const struct kvlog_age *a, unsigned char out[AGE_VALUE]);
+bool kvlog_age_decode(const void *data, size_t size, struct kvlog_age *out);
 
 void kvlog_request_encode(const unsigned char *id, uint64_t revision,
                           uint64_t timestamp_ms,

@@ -242,6 +242,27 @@ bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out)
     return true;
 }
 
+void kvlog_age_encode(const struct kvlog_age *a, unsigned char out[AGE_VALUE])
+{
+    put_le64(out, a->age_ms);
+    put_le64(out + 8, a->boot_ms);
+    put_le64(out + 16, a->boot);
+    put_le64(out + 24, hash64(out, 24));
+}
+
+bool kvlog_age_decode(const void *data, size_t size, struct kvlog_age *out)
+{
+    const unsigned char *p = data;
+
+    if (size != AGE_VALUE || get_le64(p + 24) != hash64(p, 24)) {
+        return false;
+    }
+    out->age_ms = get_le64(p);
+    out->boot_ms = get_le64(p + 8);
+    out->boot = get_le64(p + 16);
+    return true;
+}
+
 static uint64_t request_sum(const unsigned char *id, const unsigned char *value)
 {
     unsigned char copy[KVLOG_REQUEST_SIZE + 16];

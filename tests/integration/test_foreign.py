@@ -238,7 +238,7 @@ class Foreign(ForeignTest):
             self.assertEqual(info.options.replicas, 1)
             left = info.expires_at_ms - time.time() * 1000
             self.assertTrue(50_000 < left <= 61_000, left)
-            found = node.store().List(self.pb.Empty(), timeout=5)
+            found = node.store().List(self.pb.ListRequest(), timeout=5)
             self.assertEqual(sorted(s.name for s in found.stores), ["x", "y"])
             self.assertEqual(list(found.missing), [])
         self.nodes[1].store().Remove(self.pb.StoreRequest(name="x"), timeout=5)
@@ -454,7 +454,7 @@ class Foreign(ForeignTest):
                                  error.details())
                 self.assertTrue(error.details())
         self.assertEqual(
-            list(self.store.List(self.pb.Empty(), timeout=5).stores), [])
+            list(self.store.List(self.pb.ListRequest(), timeout=5).stores), [])
 
     def test_many_calls_at_once(self):
         """More calls for stores elsewhere than a node has threads."""
@@ -466,7 +466,7 @@ class Foreign(ForeignTest):
         def one(i):
             store = stores[i % 2]
             if i % 5 == 0:
-                return len(store.List(self.pb.Empty(), timeout=20).stores)
+                return len(store.List(self.pb.ListRequest(), timeout=20).stores)
             try:
                 return store.Stat(request(name=("far", "near", "none")[i % 3]),
                                   timeout=20).records

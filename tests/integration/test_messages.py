@@ -9,9 +9,9 @@ import time
 
 import grpc
 
-from hedge_harness import (MIB, DaemonTest, SharedTest, Timeout, finish,
-                           hedge_error, hedgectl_start, main, random_bytes,
-                           resident, stubs, wait_until)
+from hedge_harness import (MIB, DaemonTest, Sampler, SharedTest, Timeout,
+                           finish, hedge_error, hedgectl_start, main,
+                           random_bytes, report, resident, stubs, wait_until)
 
 
 def messages():
@@ -570,6 +570,32 @@ class Budget(DaemonTest):
         self.wait_empty()
         self.assertEqual(self.assert_done(
             self.leader.ctl("send", "x")).out.strip(), "1")
+
+    def test_first_pieces_that_wait(self):
+        """Nobody may fill the memory with messages there is no room for."""
+        self.start("sh -c 'cat >/dev/null; sleep 600'", n=1,
+                   message_limit="16M")
+        p = hedgectl_start("--timeout", "10m", "send", "-", node=self.leader)
+        p.stdin.write(bytes(14 * MIB))
+        p.stdin.close()
+        p.stdin = None
+        wait_until("the message to be counted",
+                   lambda: self.leader.status().message_used >= 14 * MIB)
+        pb, grpc_stubs = messages()
+        stub = grpc_stubs.MessagesStub(self.leader.channel())
+        before = self.leader.resident()
+        with Sampler(lambda: [self.leader.resident()]) as peak:
+            calls = [stub.Send(iter([pb.SendRequest(data=bytes(7 * MIB))]),
+                               timeout=8) for _ in range(64)]
+            for call in calls:
+                with self.assertRaises(grpc.RpcError):
+                    list(call)
+        grown = peak.values[0] - before
+        report("first pieces that wait", grown=f"{grown / MIB:.1f}MiB")
+        self.assertLess(grown, 192 * MIB)
+        p.kill()
+        finish(p)
+        self.wait_empty()
 
     def test_status_shows_it(self):
         self.start("sh -c 'cat >/dev/null; sleep 600'", n=1)

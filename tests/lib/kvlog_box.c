@@ -37,6 +37,8 @@ void kvlog_box_init(struct kvlog_box *b)
                      0);
     assert_int_equal(mdb_txn_commit(txn), 0);
     b->wall_ms = 1000;
+    b->boot_ms = 77;
+    b->boot = 5;
     b->token = 1;
 }
 
@@ -52,8 +54,11 @@ void kvlog_box_release(struct kvlog_box *b)
 
 int kvlog_box_append(struct kvlog_box *b, struct kvlog_put *puts, size_t n)
 {
-    struct kvlog_writer w = {
-        .token = b->token, .leader = "here:1", .wall_ms = b->wall_ms};
+    struct kvlog_writer w = {.token = b->token,
+                             .leader = "here:1",
+                             .wall_ms = b->wall_ms,
+                             .boot_ms = b->boot_ms,
+                             .boot = b->boot};
     bool changed;
     MDB_txn *txn;
     int rv;

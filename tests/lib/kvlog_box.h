@@ -8,7 +8,8 @@
  * Ownership: kvlog_box_init() / kvlog_box_release(), which removes the files.
  * Threads:   one.
  * Errors:    cmocka's assertions, but for functions that return a code.
- * Units:     milliseconds: `wall_ms` is what the next put takes for the time.
+ * Units:     milliseconds: `wall_ms` is what the next put takes for the time,
+ *            `boot_ms` what ids age by.
  * Limits:    KVLOG_BOX_VERSIONS versions. */
 #ifndef TESTS_LIB_KVLOG_BOX_H
 #define TESTS_LIB_KVLOG_BOX_H
@@ -25,7 +26,7 @@ struct kvlog_box {
     struct kvlog log;
     struct kvlog_reader reader;
     MDB_txn *read_txn;
-    uint64_t wall_ms, token;
+    uint64_t wall_ms, boot_ms, boot, token;
     struct hedge_error error;
 };
 

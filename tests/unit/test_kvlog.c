@@ -194,13 +194,13 @@ static void test_hidden_are_removed(void **state)
         0);
     kvlog_box_read_end(&box);
     kvlog_box_put(&box, "a", "3", KVLOG_REPLACE);
-    box.wall_ms += KVLOG_KEEP_MS - 1;
+    box.boot_ms += KVLOG_KEEP_MS - 1;
     put("b", "4");
     kvlog_box_read(&box);
     assert_int_equal(mdb_stat(box.read_txn, box.log.log, &st), 0);
     assert_int_equal(st.ms_entries, 4);
     kvlog_box_read_end(&box);
-    box.wall_ms += 1;
+    box.boot_ms += 1;
     put("b", "5");
     kvlog_box_read(&box);
     assert_int_equal(mdb_stat(box.read_txn, box.log.log, &st), 0);
@@ -239,10 +239,92 @@ static void test_requests(void **state)
     assert_int_equal(two[1].revision, 2);
     assert_true(two[1].repeated);
     CHECK("a=1@1 a=1@2", .key_len = 0);
-    box.wall_ms += KVLOG_KEEP_MS + 1;
+    box.boot_ms += KVLOG_KEEP_MS + 1;
     put("b", "x"); /* They go with the next put. */
     assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
     assert_int_equal(p.revision, 4);
+}
+
+static void again(struct kvlog_put *p)
+{
+    put("b", "x"); /* Whatever is to go goes. */
+    assert_int_equal(kvlog_box_append(&box, p, 1), 0);
+    assert_int_equal(p->revision, 1);
+    assert_true(p->repeated);
+}
+
+static void drop_age(void)
+{
+    MDB_val key = {.mv_size = strlen(box.log.age_key),
+                   .mv_data = box.log.age_key};
+    MDB_txn *txn;
+
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_del(txn, box.log.meta, &key, NULL), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+}
+
+/* Neither a clock that is set nor another start of the machine makes an id
+ * older than it is. */
+static void test_requests_age_while_the_machine_runs(void **state)
+{
+    struct kvlog_put p = {
+        .key = "a", .key_len = 1, .value = "1", .value_len = 1, .request = {7}};
+
+    (void)state;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    box.wall_ms += (uint64_t)24 * 3600 * 1000;
+    again(&p);
+    box.wall_ms = 1;
+    again(&p);
+    box.boot_ms += KVLOG_KEEP_MS - 1;
+    again(&p);
+    box.boot = 6; /* Which has run for longer than the one before. */
+    box.boot_ms += KVLOG_KEEP_MS;
+    again(&p);
+    box.boot_ms -= KVLOG_KEEP_MS; /* It has waited for so long. */
+    again(&p);
+    box.boot_ms += KVLOG_KEEP_MS;
+    again(&p);
+    box.boot_ms += 1;
+    put("b", "x");
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    assert_false(p.repeated);
+}
+
+/* A log written before there was an age: its rows have Unix times. */
+static void test_age_begins_with_the_last_time(void **state)
+{
+    struct kvlog_put p = {
+        .key = "a", .key_len = 1, .value = "1", .value_len = 1, .request = {7}};
+
+    (void)state;
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    drop_age();
+    box.wall_ms += (uint64_t)24 * 3600 * 1000;
+    again(&p);
+    box.boot_ms += KVLOG_KEEP_MS;
+    put("b", "x");
+    assert_int_equal(kvlog_box_append(&box, &p, 1), 0);
+    assert_false(p.repeated);
+}
+
+static void test_damaged_age(void **state)
+{
+    MDB_val key = {.mv_size = strlen(box.log.age_key),
+                   .mv_data = box.log.age_key},
+            val = {.mv_size = 3, .mv_data = box.log.age_key};
+    struct kvlog_put p = {
+        .key = "a", .key_len = 1, .value = "1", .value_len = 1};
+    MDB_txn *txn;
+
+    (void)state;
+    put("a", "1");
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_put(txn, box.log.meta, &key, &val, 0), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    assert_int_equal(kvlog_box_append(&box, &p, 1), HEDGE_ECORRUPT);
+    assert_non_null(strstr(box.error.text, "age"));
 }
 
 static void test_fencing(void **state)
@@ -769,6 +851,9 @@ int main(void)
         T(test_replace_between_pages),
         T(test_hidden_are_removed),
         T(test_requests),
+        T(test_requests_age_while_the_machine_runs),
+        T(test_age_begins_with_the_last_time),
+        T(test_damaged_age),
         T(test_fencing),
         T(test_reserved),
         T(test_binary_keys),

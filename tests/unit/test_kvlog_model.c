@@ -337,6 +337,7 @@ static void test_model(void **state)
         switch (rnd(20)) {
         case 0:
             box.wall_ms += rnd(5000);
+            box.boot_ms += rnd(5000);
             break;
         case 1:
             box.wall_ms -= rnd(box.wall_ms / 4);
@@ -345,6 +346,7 @@ static void test_model(void **state)
             /* Ids and hidden versions go; nothing that is asked for does. */
             if (rnd(10) == 0) {
                 box.wall_ms = last_ms + KVLOG_KEEP_MS + 1;
+                box.boot_ms += rnd(2) * (KVLOG_KEEP_MS + 1);
             }
             break;
         case 3:

@@ -1,5 +1,6 @@
 /* Semaphores by the public interface: two nodes embedded in one process. */
 #include "cluster/hedge.h"
+#include "cluster/locks/semaphore.h"
 
 #include "tests/lib/check.h"
 
@@ -320,6 +321,35 @@ static void one_at_a_time(void **state)
     assert_int_equal(sum, 120);
 }
 
+/* More than one page has, by way of the leader and of the other node. */
+static void long_list_is_whole(void **state)
+{
+    struct cluster *c = *state;
+    const unsigned many = SEMAPHORE_PAGE_MAX + 100;
+    struct hedge_semaphore *s = open_one(c->node[1], "long", many);
+    struct hedge_semaphores *list;
+    struct hedge_error e;
+    uint64_t last;
+
+    for (unsigned i = 0; i < many; i++) {
+        (void)take(s, 1);
+    }
+    for (unsigned i = 0; i < NODES; i++) {
+        assert_int_equal(
+            hedge_semaphores(c->node[i], "long", WAIT_MS, &list, &e), 0);
+        assert_int_equal(list->n, 1);
+        assert_int_equal(list->semaphore[0].n_holders, many);
+        assert_int_equal(list->semaphore[0].n_waiters, 0);
+        last = 0;
+        for (unsigned k = 0; k < many; k++) {
+            assert_true(list->semaphore[0].holders[k].token > last);
+            last = list->semaphore[0].holders[k].token;
+        }
+        hedge_semaphores_free(list);
+    }
+    hedge_semaphore_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -327,6 +357,7 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(limits_differ, setup, teardown),
         cmocka_unit_test_setup_teardown(listed_and_revoked, setup, teardown),
+        cmocka_unit_test_setup_teardown(long_list_is_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(grants_outlive_the_leader, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(one_at_a_time, setup, teardown),
