@@ -20,6 +20,9 @@
 
 #define EXAMINED_MAX 65536u /* Rows a page looks at. */
 #define PICKED_MAX 4096u    /* Entries of a page of PICK. */
+/* The next pages of the log are mostly the next ones of the file, and a
+ * processor does not fetch ahead over the end of a page. */
+#define PAGE ((ptrdiff_t)4096)
 #define CACHE_LINE 64u
 #define PREFETCH_MAX 1024u
 #define STEPS_MAX 8u /* Versions to step over before seeking. */
@@ -97,14 +100,15 @@ void kvlog_reader_release(struct kvlog_reader *r)
 /* --- rows -------------------------------------------------------------------
  */
 
-/* All lines of a row at once: hashing them one by one waits for each. */
-static void prefetch(const MDB_val *val)
+/* All lines of a row at once, `ahead` of where it is: hashing them one by one
+ * waits for each. */
+static void prefetch(const MDB_val *val, ptrdiff_t ahead)
 {
-    const char *at = val->mv_data;
+    uintptr_t at = (uintptr_t)val->mv_data + (uintptr_t)ahead;
     size_t n = val->mv_size < PREFETCH_MAX ? val->mv_size : PREFETCH_MAX;
 
-    for (size_t i = CACHE_LINE; i < n; i += CACHE_LINE) {
-        __builtin_prefetch(at + i);
+    for (size_t i = 0; i < n; i += CACHE_LINE) {
+        __builtin_prefetch((const void *)(at + i));
     }
 }
 
@@ -113,7 +117,7 @@ static int log_row(const MDB_val *key, const MDB_val *val,
 {
     uint64_t revision = 0;
 
-    prefetch(val);
+    prefetch(val, 0);
 
     if (key->mv_size == sizeof revision) {
         memcpy(&revision, key->mv_data, sizeof revision);
@@ -373,6 +377,7 @@ static int scan_log(struct scan *s)
     int rv, rc = log_seek(s, &key, &val);
 
     for (; rc == 0; rc = mdb_cursor_get(s->r->log, &key, &val, step)) {
+        prefetch(&val, s->q->newest ? -PAGE : PAGE);
         rv = log_row(&key, &val, &row, s->e);
         if (rv == 0 && (row.revision < s->from || row.revision > s->to)) {
             return 0;
