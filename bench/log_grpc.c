@@ -340,9 +340,9 @@ static void bench_redis(void)
                                   .unit = "puts/s",
                                   .limit_is = "Redis, appendfsync always, 256 "
                                               "connections"},
-                             by16 = {.name = "log_put_grpc_256_by_16",
+                             by64 = {.name = "log_put_grpc_256_by_64",
                                      .unit = "puts/s",
-                                     .limit_is = "the same; 16 puts a message "
+                                     .limit_is = "the same; 64 puts a message "
                                                  "here"};
     char program[LINE], data[LINE], text[16];
     const char *argv[] = {program,     "--port",
@@ -374,16 +374,16 @@ static void bench_redis(void)
     }
     ours = bare_load_open(node_address);
     for (unsigned i = 0; i <= runs; i++) {
-        double rate = put_ours(ours, 1), rate16 = put_ours(ours, 16);
+        double rate = put_ours(ours, 1), rate64 = put_ours(ours, 64);
         double limit = redis_run(epoll, fds);
 
         if (i > 0) {
             bench_add(&c, rate, limit);
-            bench_add(&by16, rate16, limit);
+            bench_add(&by64, rate64, limit);
         }
     }
     bench_print(&c);
-    bench_print(&by16);
+    bench_print(&by64);
     bare_load_close(ours);
     for (unsigned i = 0; i < PUT_IN_FLIGHT; i++) {
         close(fds[i]);
@@ -400,9 +400,9 @@ static void bench_etcd(void)
     static struct bench_case c = {.name = "log_put_grpc_256_etcd",
                                   .unit = "puts/s",
                                   .limit_is = "a single etcd, 256 in flight"},
-                             by16 = {.name = "log_put_grpc_256_by_16_etcd",
+                             by64 = {.name = "log_put_grpc_256_by_64_etcd",
                                      .unit = "puts/s",
-                                     .limit_is = "the same; 16 puts a message "
+                                     .limit_is = "the same; 64 puts a message "
                                                  "here"};
     char program[LINE], data[LINE], client[LINE], peer[LINE], log[LINE];
     const char *argv[] = {program, "--data-dir",
@@ -428,18 +428,18 @@ static void bench_etcd(void)
     ours = bare_load_open(node_address);
     theirs = bare_load_open(address);
     for (unsigned i = 0; i <= runs; i++) {
-        double rate = put_ours(ours, 1), rate16 = put_ours(ours, 16);
+        double rate = put_ours(ours, 1), rate64 = put_ours(ours, 64);
         double limit =
             bare_load_run(theirs, "/etcdserverpb.KV/Put", PUT_IN_FLIGHT, RUN_NS,
                           etcd_request, NULL, 1);
 
         if (i > 0) {
             bench_add(&c, rate, limit);
-            bench_add(&by16, rate16, limit);
+            bench_add(&by64, rate64, limit);
         }
     }
     bench_print(&c);
-    bench_print(&by16);
+    bench_print(&by64);
     bare_load_close(ours);
     bare_load_close(theirs);
     bench_child_kill(&server);

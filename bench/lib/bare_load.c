@@ -14,7 +14,7 @@
 
 #define POSTED 64
 #define DEADLINE_S 60
-#define REQUEST_MAX 4096
+#define REQUEST_MAX 65536
 
 static const grpc_channel_args *args(void)
 {
