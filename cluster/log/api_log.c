@@ -105,32 +105,9 @@ struct one {
 
 static int copy_one(void *ctx, const struct engine_entry *e)
 {
-    size_t leader = strlen(e->leader) + 1;
     struct one *one = ctx;
-    struct hedge_entries *out = mem_alloc(sizeof *out + sizeof out->entry[0] +
-                                          e->key_len + e->value_len + leader);
-    unsigned char *at;
 
-    one->entries = out;
-    if (out == NULL) {
-        return 1;
-    }
-    at = (unsigned char *)&out->entry[1];
-    out->n = 1;
-    out->entry[0] =
-        (struct hedge_entry){.key = at,
-                             .key_len = e->key_len,
-                             .value = at + e->key_len,
-                             .value_len = e->value_len,
-                             .revision = e->revision,
-                             .timestamp_ms = e->timestamp_ms,
-                             .token = e->token,
-                             .leader = (char *)at + e->key_len + e->value_len};
-    memcpy(at, e->key, e->key_len);
-    if (e->value_len > 0) {
-        memcpy(at + e->key_len, e->value, e->value_len);
-    }
-    memcpy(at + e->key_len + e->value_len, e->leader, leader);
+    one->entries = log_entries_one(e);
     return 1;
 }
 
@@ -150,28 +127,6 @@ static int get_latest(struct hedge_node *n, const void *key, size_t key_len,
     }
     *out = one.entries;
     return rv == HEDGE_ENOTFOUND ? not_found(e) : rv;
-}
-
-/* One allocation for the caller from a page. */
-static struct hedge_entries *entries_of(struct log_page *p)
-{
-    struct hedge_entries *out =
-        mem_alloc(sizeof *out + p->n * sizeof out->entry[0] + p->len);
-    unsigned char *bytes;
-
-    if (out == NULL) {
-        return NULL;
-    }
-    bytes = (unsigned char *)&out->entry[p->n];
-    memcpy(bytes, p->bytes, p->len);
-    mem_free(p->bytes);
-    p->bytes = bytes;
-    out->n = p->n;
-    for (size_t i = 0; i < p->n; i++) {
-        log_page_at(p, i, &out->entry[i]);
-    }
-    p->bytes = NULL;
-    return out;
 }
 
 static int get_many(struct hedge_node *n, struct engine_query *q,
@@ -196,10 +151,7 @@ static int get_many(struct hedge_node *n, struct engine_query *q,
     if (rv == 0 && page.n == 0) {
         rv = not_found(e);
     }
-    if (rv == 0) {
-        *out = entries_of(&page);
-        rv = *out != NULL ? 0 : error_set(e, HEDGE_ENOMEM, "no memory");
-    }
+    *out = rv == 0 ? log_page_give(&page) : NULL;
     log_page_release(&page);
     return rv;
 }
@@ -229,7 +181,7 @@ HEDGE_API int hedge_get(struct hedge_node *node, const void *key,
 
 HEDGE_API void hedge_entries_free(struct hedge_entries *entries)
 {
-    mem_free(entries);
+    log_entries_free(entries);
 }
 
 /* --- queries ----------------------------------------------------------------

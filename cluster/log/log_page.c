@@ -232,9 +232,15 @@ void log_page_clear(struct log_page *p)
     p->failed = p->full = false;
 }
 
+/* Where the memory of entries begins; NULL for none. */
+static unsigned char *head_of(struct hedge_entry *entries)
+{
+    return entries == NULL ? NULL : (unsigned char *)entries - LOG_PAGE_HEAD;
+}
+
 void log_page_release(struct log_page *p)
 {
-    mem_free(p->entries);
+    mem_free(head_of(p->entries));
     mem_free(p->bytes);
     memset(p, 0, sizeof *p);
 }
@@ -242,12 +248,13 @@ void log_page_release(struct log_page *p)
 static bool more_entries(struct log_page *p)
 {
     size_t cap = p->cap == 0 ? 16 : 2 * p->cap;
-    struct hedge_entry *more = mem_realloc(p->entries, cap * sizeof *more);
+    unsigned char *more = mem_realloc(
+        head_of(p->entries), LOG_PAGE_HEAD + cap * sizeof(struct hedge_entry));
 
     if (more == NULL) {
         return false;
     }
-    p->entries = more;
+    p->entries = (struct hedge_entry *)(void *)(more + LOG_PAGE_HEAD);
     p->cap = cap;
     return true;
 }
@@ -298,12 +305,18 @@ static bool page_bytes(struct log_page *p, const struct engine_entry *e)
     return true;
 }
 
+static size_t used(const struct log_page *p)
+{
+    return p->len + p->n * sizeof *p->entries;
+}
+
 int log_page_entry(void *ctx, const struct engine_entry *e)
 {
     struct log_page *p = ctx;
     size_t at;
 
-    if (p->n > 0 && p->len + e->key_len + e->value_len > p->max_bytes) {
+    if (p->n > 0 && used(p) + sizeof *p->entries + e->key_len + e->value_len >
+                        p->max_bytes) {
         p->full = true;
         return ENGINE_REFUSE;
     }
@@ -321,7 +334,7 @@ int log_page_entry(void *ctx, const struct engine_entry *e)
                                               .timestamp_ms = e->timestamp_ms,
                                               .token = e->token,
                                               .leader = offset(p->leader)};
-    return p->len >= p->max_bytes ? ENGINE_END : ENGINE_GO_ON;
+    return used(p) >= p->max_bytes ? ENGINE_END : ENGINE_GO_ON;
 }
 
 void log_page_at(const struct log_page *p, size_t i, struct hedge_entry *out)
@@ -333,4 +346,77 @@ void log_page_at(const struct log_page *p, size_t i, struct hedge_entry *out)
     out->key = base + (uintptr_t)out->key;
     out->value = base + (uintptr_t)out->value;
     out->leader = base + (uintptr_t)out->leader;
+}
+
+/* --- given away -------------------------------------------------------------
+ */
+
+/* `entries`: with their head before them. */
+static struct hedge_entries *give(unsigned char *head, unsigned char *bytes,
+                                  size_t n)
+{
+    struct hedge_entries *out = (void *)(head + sizeof bytes);
+
+    memcpy(head, &bytes, sizeof bytes);
+    out->n = n;
+    return out;
+}
+
+struct hedge_entries *log_page_give(struct log_page *p)
+{
+    struct hedge_entries *out;
+
+    if (p->n == 0) {
+        return NULL;
+    }
+    for (size_t i = 0; i < p->n; i++) {
+        log_page_at(p, i, &p->entries[i]);
+    }
+    out = give(head_of(p->entries), p->bytes, p->n);
+    p->entries = NULL;
+    p->bytes = NULL;
+    log_page_release(p);
+    return out;
+}
+
+struct hedge_entries *log_entries_one(const struct engine_entry *e)
+{
+    size_t leader = strlen(e->leader) + 1;
+    unsigned char *head = mem_alloc(LOG_PAGE_HEAD + sizeof(struct hedge_entry) +
+                                    e->key_len + e->value_len + leader);
+    struct hedge_entries *out;
+    unsigned char *at;
+
+    if (head == NULL) {
+        return NULL;
+    }
+    out = give(head, NULL, 1);
+    at = (unsigned char *)&out->entry[1];
+    out->entry[0] =
+        (struct hedge_entry){.key = at,
+                             .key_len = e->key_len,
+                             .value = at + e->key_len,
+                             .value_len = e->value_len,
+                             .revision = e->revision,
+                             .timestamp_ms = e->timestamp_ms,
+                             .token = e->token,
+                             .leader = (char *)at + e->key_len + e->value_len};
+    memcpy(at, e->key, e->key_len);
+    if (e->value_len > 0) {
+        memcpy(at + e->key_len, e->value, e->value_len);
+    }
+    memcpy(at + e->key_len + e->value_len, e->leader, leader);
+    return out;
+}
+
+void log_entries_free(struct hedge_entries *entries)
+{
+    unsigned char *head, *bytes;
+
+    if (entries != NULL) {
+        head = (unsigned char *)entries - sizeof bytes;
+        memcpy(&bytes, head, sizeof bytes);
+        mem_free(bytes);
+        mem_free(head);
+    }
 }

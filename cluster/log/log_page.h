@@ -12,6 +12,8 @@
 #include "cluster/engine/engine.h"
 #include "cluster/hedge.h"
 
+#include <stddef.h>
+
 /* --- for the wire --- */
 
 struct log_encoder {
@@ -42,13 +44,18 @@ size_t log_encode_rest(struct log_encoder *p, size_t at, size_t piece);
 
 /* --- for callers --- */
 
+/* What stands before the first entry of a page: where its bytes are, and the
+ * number that begins a struct hedge_entries. So a page can be given away as it
+ * is: what it holds is not there twice. */
+#define LOG_PAGE_HEAD (sizeof(void *) + offsetof(struct hedge_entries, entry))
+
 struct log_page {
-    struct hedge_entry *entries; /* With offsets into bytes. */
+    struct hedge_entry *entries; /* With offsets into bytes, behind the head. */
     size_t n, cap;
     unsigned char *bytes;
     size_t len, bytes_cap;
-    size_t leader; /* Where the last one's name is. */
-    size_t max_bytes;
+    size_t leader;    /* Where the last one's name is. */
+    size_t max_bytes; /* Of bytes and entries. */
     bool failed;
     bool full; /* It has no room for the next entry. */
 };
@@ -59,5 +66,10 @@ void log_page_release(struct log_page *p);
 int log_page_entry(void *ctx, const struct engine_entry *entry);
 /* The i-th; it lives until the page changes. */
 void log_page_at(const struct log_page *p, size_t i, struct hedge_entry *out);
+/* All of them, which the page then no longer has; NULL: it is empty. */
+struct hedge_entries *log_page_give(struct log_page *p);
+/* An entry by itself; NULL: no memory. */
+struct hedge_entries *log_entries_one(const struct engine_entry *e);
+void log_entries_free(struct hedge_entries *entries);
 
 #endif
