@@ -195,10 +195,7 @@ static int forward(void *ctx, struct engine_put *puts, size_t n,
     node_channel_put(node, c);
     rv = rv == 0 ? read_reply(&msg, puts, n, e) : rv;
     if (rv == HEDGE_ETIMEDOUT && clock_mono_ms() >= from_ms + timeout_ms) {
-        rv = error_set(e, rv,
-                       "the leader %s has not answered in time; the put may "
-                       "yet happen",
-                       l.id);
+        rv = error_set(e, rv, "the leader %s has not answered in time", l.id);
     }
     return rv;
 }

@@ -90,21 +90,22 @@ void put_queue_end(struct put_queue *q, struct kv_op *op, int status,
     list_push(ended, &op->link);
 }
 
+/* What was sent to a leader may be with it still, also when that one, or the
+ * next one, has since said of another attempt that it wrote nothing. */
 static int late_error(struct kv_op *op, bool leads)
 {
-    if (op->error.code == HEDGE_ETIMEDOUT) {
-        return HEDGE_ETIMEDOUT; /* With its reason. */
-    }
     if (op->sent) {
-        const char *late = "the leader has not answered in time; the put may "
-                           "yet happen";
-
         if (op->error.text[0] == '\0') {
-            return error_set(&op->error, HEDGE_ETIMEDOUT, "%s", late);
+            return error_set(&op->error, HEDGE_ETIMEDOUT,
+                             "the leader has not answered in time; the put "
+                             "may yet happen");
         }
-        (void)error_prefix(&op->error, "%s", late);
+        (void)error_prefix(&op->error, "the put may yet happen; last attempt");
         op->error.code = HEDGE_ETIMEDOUT;
         return HEDGE_ETIMEDOUT;
+    }
+    if (op->error.code == HEDGE_ETIMEDOUT) {
+        return HEDGE_ETIMEDOUT; /* With its reason. */
     }
     if (leads) {
         return error_set(&op->error, HEDGE_ETIMEDOUT,
