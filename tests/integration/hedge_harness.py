@@ -13,6 +13,7 @@ process a test starts is dead when it ends, whatever it ended with. The logs of
 the nodes are shown when a test has failed.
 """
 import atexit
+import fcntl
 import functools
 import importlib
 import json
@@ -128,14 +129,34 @@ def hedge_error(error):
 
 # --- small things ------------------------------------------------------------
 
+PORTS_FROM, PORTS_TO, PORT_SHARES = 10000, 32000, 11
 _ports_given = set()
+
+
+@functools.cache
+def _port_share():
+    """Ports that no other test process gives out as long as this one lives. A
+    port that was given is free again and again: before its node starts, and
+    while that is down."""
+    size = (PORTS_TO - PORTS_FROM) // PORT_SHARES
+    for share in range(PORT_SHARES):
+        lock = open(os.path.join(tempfile.gettempdir(),
+                                 f"hedge-test-ports-{share}"), "a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        return PORTS_FROM + share * size, size, lock
+    return PORTS_FROM, PORTS_TO - PORTS_FROM, None
 
 
 def free_ports(n=3):
     """The first of n free loopback ports in a row, outside the range that
     outgoing connections take theirs from."""
+    start, size, _ = _port_share()
     for _ in range(1000):
-        first = random.randrange(10000, 32000 - n)
+        first = start + random.randrange(size - n)
         ports = range(first, first + n)
         if not _ports_given.intersection(ports) and all(map(_is_free, ports)):
             _ports_given.update(ports)
