@@ -285,26 +285,10 @@ static void run_job(struct handlers *h, struct job *j)
     pthread_mutex_lock(&h->lock);
 }
 
-/* With the lock held. */
-static bool is_quick(const struct handlers *h, enum handler_kind kind)
+/* With the lock held: how many handlers run or are about to, on any thread. */
+static unsigned running(const struct kind *k)
 {
-    const struct kind *k = &h->kind[kind];
-
-    return k->streak >= QUICK_STREAK && k->n_queued == 0 &&
-           k->n_threads - k->n_idle + k->n_lent < h->o.max;
-}
-
-/* On the calling thread. handlers_free() waits for it as for its own. */
-static void run_lent(struct handlers *h, struct job *j)
-{
-    struct kind *k = &h->kind[j->kind];
-
-    k->n_lent++;
-    run_job(h, j);
-    k->n_lent--;
-    if (h->stopping) {
-        pthread_cond_broadcast(&h->changed);
-    }
+    return k->n_threads - k->n_idle + k->n_lent;
 }
 
 /* --- threads ----------------------------------------------------------------
@@ -397,21 +381,31 @@ static int add_thread(struct handlers *h, enum handler_kind kind, struct job *j)
     return 0;
 }
 
+/* With the lock held: a thread for the job, if one more may run. */
+static bool start(struct handlers *h, struct job *j)
+{
+    struct kind *k = &h->kind[j->kind];
+    struct thread *t;
+
+    if (running(k) >= h->o.max) {
+        return false;
+    }
+    if (list_empty(&k->idle)) {
+        return add_thread(h, j->kind, j) == 0;
+    }
+    t = container_of(list_pop(&k->idle), struct thread, link);
+    k->n_idle--;
+    t->job = j;
+    pthread_cond_signal(&t->wake);
+    return true;
+}
+
 /* With the lock held: a thread for the job, or a place in the line. */
 static int give(struct handlers *h, struct job *j, struct hedge_error *e)
 {
     struct kind *k = &h->kind[j->kind];
-    struct list *l = list_pop(&k->idle);
 
-    if (l != NULL) {
-        struct thread *t = container_of(l, struct thread, link);
-
-        k->n_idle--;
-        t->job = j;
-        pthread_cond_signal(&t->wake);
-        return 0;
-    }
-    if (k->n_threads + k->n_lent < h->o.max && add_thread(h, j->kind, j) == 0) {
+    if (start(h, j)) {
         return 0;
     }
     if (k->n_threads == 0) {
@@ -420,11 +414,50 @@ static int give(struct handlers *h, struct job *j, struct hedge_error *e)
     if (k->n_queued == HANDLERS_QUEUE_MAX) {
         return error_set(
             e, HEDGE_EBUSY, "node %s runs %u %s handlers and %u messages wait",
-            h->o.id, k->n_threads, handler_kind_name(j->kind), k->n_queued);
+            h->o.id, running(k), handler_kind_name(j->kind), k->n_queued);
     }
     list_push(&k->queue, &j->queued);
     k->n_queued++;
     return 0;
+}
+
+/* --- lent threads -----------------------------------------------------------
+ */
+
+/* With the lock held. */
+static bool is_quick(const struct handlers *h, enum handler_kind kind)
+{
+    const struct kind *k = &h->kind[kind];
+
+    return k->streak >= QUICK_STREAK && k->n_queued == 0 &&
+           running(k) < h->o.max;
+}
+
+/* With the lock held: the first in line, which a thread of ours would take by
+ * itself. Where no thread can be had it stays there, for the next that is done.
+ */
+static void start_next(struct handlers *h, struct kind *k)
+{
+    struct job *j = next_job(k);
+
+    if (j != NULL && !start(h, j)) {
+        list_push_front(&k->queue, &j->queued);
+        k->n_queued++;
+    }
+}
+
+/* On the calling thread. handlers_free() waits for it as for its own. */
+static void run_lent(struct handlers *h, struct job *j)
+{
+    struct kind *k = &h->kind[j->kind];
+
+    k->n_lent++;
+    run_job(h, j);
+    k->n_lent--;
+    start_next(h, k);
+    if (h->stopping) {
+        pthread_cond_broadcast(&h->changed);
+    }
 }
 
 /* --- deadlines --------------------------------------------------------------
@@ -453,7 +486,7 @@ static void expire(struct handlers *h, struct job *j)
         (void)error_set(&e, HEDGE_EBUSY,
                         "all %u %s handlers of node %s were busy until the "
                         "deadline; the message was not handled",
-                        h->kind[j->kind].n_threads, kind, h->o.id);
+                        running(&h->kind[j->kind]), kind, h->o.id);
     } else {
         (void)error_set(&e, HEDGE_ETIMEDOUT,
                         "the %s handler of node %s did not answer in time",
@@ -810,14 +843,9 @@ void handlers_use(struct handlers *h, enum handler_kind kind,
                   struct handlers_use *out)
 {
     struct kind *k = &h->kind[kind];
-    unsigned idle = 0;
-    struct list *l;
 
     pthread_mutex_lock(&h->lock);
-    list_foreach (l, &k->idle) {
-        idle++;
-    }
-    *out = (struct handlers_use){.running = k->n_threads - idle,
+    *out = (struct handlers_use){.running = running(k),
                                  .queued = k->n_queued,
                                  .streams = k->n_streams,
                                  .max = h->o.max};

@@ -11,10 +11,23 @@
  *   polls by itself while it waits. Our own thread leaves it the duty when it
  *   sees that coming.
  *
- * Whoever leaves the duty free does not wake anybody: it would cost as much as
- * what is saved. The one who stands by looks every DUTY_TICK_US, and takes the
- * duty when it was free and untouched for a whole tick. It sleeps when the duty
- * has not been left for DUTY_IDLE_TICKS. */
+ * Whoever leaves the duty free does not wake anybody who looks anyway: it would
+ * cost as much as what is saved. The one who stands by looks every
+ * DUTY_TICK_US, and takes the duty when it was free and untouched for a whole
+ * tick. It sleeps when the duty has not been left for DUTY_IDLE_TICKS.
+ *
+ * What must hold whenever the lock is free (is_looked_after()): the duty is
+ * taken, or one of our threads stands by and the one who watches is not asleep.
+ * Nobody would take completions otherwise, for any node of the process: not
+ * even deadlines would pass. It holds because
+ *
+ * - the duty gets free in leave() alone, which wakes the one who sleeps; nobody
+ *   falls asleep while it is free;
+ * - a thread stops standing by only by taking the duty. It comes back before it
+ *   leaves it, or, when it lends it, makes sure that another one stands by. Who
+ *   polls by rpc_poll() has found the duty free, so that somebody stands by;
+ * - where there are threads that stand by, one of them watches or is about to:
+ *   who stops watching wakes the next. */
 #include "cluster/rpc/rpc_internal.h"
 
 #include "store/base/clock.h"
@@ -37,7 +50,7 @@ struct duty {
     uint64_t left;    /* How often it was left free. */
     unsigned waiting; /* Threads that could not poll and sleep. */
     bool watching, asleep;
-    unsigned n_idle; /* Threads that stand by. */
+    unsigned n_idle; /* Threads that stand by, or are about to. */
     /* A wait with a limit makes the kernel program a timer, which costs more
      * than the rest of it. Who polls by rpc_poll() therefore waits without one,
      * and is nudged by the one who watches, through a call of his own. */
@@ -62,9 +75,21 @@ static void *duty_main(void *arg);
 
 /* --- with the lock held --- */
 
+static bool is_looked_after(void)
+{
+    return duty.taken || (duty.n_idle > 0 && !duty.asleep);
+}
+
+/* The one who watches, if anybody does: there is something to look at. */
+static void wake(void)
+{
+    duty.asleep = false;
+    pthread_cond_signal(&duty.watch);
+}
+
 static void take(void)
 {
-    assert(!duty.taken);
+    assert(!duty.taken && !duty.asleep);
     duty.taken = true;
     duty.hurry = false;
     self.has_duty = true;
@@ -97,11 +122,15 @@ static void nudge_if_due(void)
     }
 }
 
+/* Until the duty is left, or until it is time to nudge who has it. */
 static void sleep_long(void)
 {
+    uint64_t until_ns = duty.nudge_at_ns != 0 ? duty.nudge_at_ns : RPC_NEVER;
+
+    assert(duty.taken);
     duty.asleep = true;
-    (void)rpc_cond_wait(&duty.watch, &duty.lock,
-                        duty.nudge_at_ns != 0 ? duty.nudge_at_ns : RPC_NEVER);
+    while (duty.asleep && rpc_cond_wait(&duty.watch, &duty.lock, until_ns)) {
+    }
     duty.asleep = false;
 }
 
@@ -134,7 +163,7 @@ static void watch(void)
 
 static void stand_by(void)
 {
-    duty.n_idle++;
+    assert(duty.n_idle > 0);
     while (!self.has_duty && !duty.ending) {
         if (duty.watching) {
             pthread_cond_wait(&duty.spare, &duty.lock);
@@ -145,7 +174,6 @@ static void stand_by(void)
         duty.watching = false;
         pthread_cond_signal(&duty.spare);
     }
-    duty.n_idle--;
 }
 
 static int add_thread(void)
@@ -165,32 +193,24 @@ static int add_thread(void)
     }
     (void)pthread_setname_np(*t, "hedge-rpc-io");
     duty.n_threads++;
+    duty.n_idle++;
     return 0;
-}
-
-/* Somebody will look soon. */
-static bool is_watched(void)
-{
-    if (duty.n_idle == 0 && !duty.watching) {
-        return add_thread() == 0;
-    }
-    if (duty.asleep) {
-        pthread_cond_signal(&duty.watch);
-    }
-    return true;
 }
 
 /* `lent`: it will probably be back at once. */
 static void leave(bool lent)
 {
+    bool hurry = duty.waiting > 0 && !lent;
+
     assert(duty.taken && self.has_duty);
     duty.taken = false;
     duty.left++;
     self.has_duty = false;
-    if (duty.waiting > 0 && !lent) {
-        duty.hurry = true;
-        pthread_cond_signal(&duty.watch);
+    duty.hurry = duty.hurry || hurry;
+    if (hurry || duty.asleep) {
+        wake();
     }
+    assert(is_looked_after());
 }
 
 /* --- polling --- */
@@ -236,19 +256,22 @@ static void *duty_main(void *arg)
         if (!self.has_duty) {
             break;
         }
+        duty.n_idle--;
         pthread_mutex_unlock(&duty.lock);
         more = poll_on();
         pthread_mutex_lock(&duty.lock);
         if (!more) {
             duty.ending = true;
-            pthread_cond_signal(&duty.watch);
+            wake();
             pthread_cond_broadcast(&duty.spare);
         }
+        duty.n_idle++;
         if (self.has_duty) {
             leave(false);
         }
         self.leave = false;
     }
+    duty.n_idle--;
     pthread_mutex_unlock(&duty.lock);
     return NULL;
 }
@@ -263,7 +286,7 @@ bool rpc_lend_thread(void)
         return false;
     }
     pthread_mutex_lock(&duty.lock);
-    if (!duty.ending && is_watched()) {
+    if (!duty.ending && (duty.n_idle > 0 || add_thread() == 0)) {
         leave(true);
         lent = true;
     }
@@ -286,8 +309,9 @@ bool rpc_poll(bool (*done)(void *arg), void *arg, uint64_t timeout_ms,
         return false; /* In a handler. */
     }
     pthread_mutex_lock(&duty.lock);
-    mine = !duty.taken && !duty.ending && is_watched();
-    if (mine) {
+    assert(duty.ending || is_looked_after());
+    mine = !duty.taken && !duty.ending;
+    if (mine) { /* The one who watches is not asleep, and will see this. */
         take();
         duty.nudge_at_ns = until_ns;
         duty.nudge_call = rpc_pending_call(own);
@@ -316,8 +340,7 @@ void rpc_poll_waits(bool waits)
         duty.waiting++;
         if (!duty.taken) {
             duty.hurry = true;
-            (void)is_watched();
-            pthread_cond_signal(&duty.watch);
+            wake();
         }
     } else {
         assert(duty.waiting > 0);
@@ -348,12 +371,12 @@ void rpc_duty_end(void)
     grpc_completion_queue_shutdown(duty.queue);
     pthread_mutex_lock(&duty.lock);
     duty.hurry = true;
-    pthread_cond_signal(&duty.watch);
+    wake();
     pthread_mutex_unlock(&duty.lock);
     /* No thread is added any more: nothing is left to be served. */
     for (unsigned i = 0; i < duty.n_threads; i++) {
         pthread_join(duty.threads[i], NULL);
     }
-    assert(!duty.taken && duty.waiting == 0);
+    assert(!duty.taken && duty.waiting == 0 && duty.n_idle == 0);
     pthread_cond_destroy(&duty.watch);
 }

@@ -171,6 +171,16 @@ static void to_entry(const struct kvlog_row *row, const char *leader,
                                 .leader = leader};
 }
 
+/* This row is done with: the next page begins behind it. */
+static void pass(struct scan *s, uint64_t revision)
+{
+    if (s->q->newest) {
+        s->to = revision - 1;
+    } else {
+        s->from = revision + 1;
+    }
+}
+
 /* Hand a row out: 0, or 1 when the page ends (s->over says whether there is
  * more), or an error. */
 static int deliver(struct scan *s, const struct kvlog_row *row)
@@ -194,10 +204,8 @@ static int deliver(struct scan *s, const struct kvlog_row *row)
         s->over = s->refused = true;
         return 1;
     }
-    if (s->q->newest) {
-        s->to = row->revision - 1;
-    } else if (s->way != WAY_LATEST) {
-        s->from = row->revision + 1;
+    if (s->way != WAY_LATEST) {
+        pass(s, row->revision);
     }
     if (s->q->limit > 0 && --s->q->limit == 0) {
         return 1;
@@ -289,6 +297,8 @@ static int scan_key(struct scan *s)
                 rv = kvlog_corrupt(s->e, "log", revision);
             }
             rv = rv == 0 ? deliver(s, &row) : rv;
+        } else {
+            pass(s, revision);
         }
         if (rv != 0 || tired(s)) {
             return rv;
@@ -361,11 +371,7 @@ static int log_step(struct scan *s, const struct kvlog_row *row)
     if (rv == 0 && visible) {
         return deliver(s, row);
     }
-    if (s->q->newest) {
-        s->to = row->revision - 1;
-    } else {
-        s->from = row->revision + 1;
-    }
+    pass(s, row->revision);
     return rv;
 }
 

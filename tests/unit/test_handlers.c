@@ -379,6 +379,129 @@ static void none_at_all(void **state)
     handlers_free(h);
 }
 
+/* --- lent threads --- */
+
+/* A message on a thread that it may keep. */
+struct lent {
+    struct fixture *fixture;
+    pthread_t thread;
+    struct outcome outcome;
+    atomic_bool on_it;
+};
+
+static __thread struct lent *lender;
+
+static bool lend(void)
+{
+    atomic_store(&lender->on_it, true);
+    return true;
+}
+
+static void *submit_lent(void *arg)
+{
+    struct lent *l = arg;
+    struct handlers_message m = {.kind = HANDLER_LEADER,
+                                 .data = "h",
+                                 .len = 1,
+                                 .from = "",
+                                 .timeout_ms = LONG_MS,
+                                 .lend = lend,
+                                 .done = on_done,
+                                 .arg = &l->outcome};
+
+    lender = l;
+    assert_int_equal(handlers_submit(l->fixture->h, &m, NULL), 0);
+    return NULL;
+}
+
+static void lent_end(struct lent *l)
+{
+    (void)sem_post(&l->fixture->leave);
+    pthread_join(l->thread, NULL);
+    (void)sem_wait(&l->outcome.done);
+    assert_int_equal(l->outcome.rv, 0);
+}
+
+/* A handler that hangs on its sender's thread. It takes a row of quick ones
+ * before it, and how quick they are is a matter of luck. */
+static void lent_start(struct fixture *f, struct lent *l)
+{
+    for (;;) {
+        struct hedge_reply *r;
+
+        for (unsigned i = 0; i < 50; i++) {
+            assert_int_equal(run(f, HANDLER_LEADER, "e", LONG_MS, &r, NULL), 0);
+            hedge_reply_free(r);
+        }
+        l->fixture = f;
+        l->on_it = false;
+        (void)sem_init(&l->outcome.done, 0, 0);
+        assert_int_equal(pthread_create(&l->thread, NULL, submit_lent, l), 0);
+        (void)sem_wait(&f->entered);
+        if (l->on_it) {
+            return;
+        }
+        lent_end(l);
+    }
+}
+
+static void restart_with(struct fixture *f, unsigned max)
+{
+    struct handlers_options o = {.id = "n1",
+                                 .handler = {handler, handler},
+                                 .data = f,
+                                 .max = max,
+                                 .budget = f->budget};
+
+    handlers_free(f->h);
+    assert_int_equal(handlers_new(&o, &f->h), 0);
+}
+
+/* There is a thread, but one handler is all that may run. */
+static void a_lent_one_counts(void **state)
+{
+    struct fixture *f = *state;
+    struct handlers_use use;
+    struct outcome next;
+    struct lent l;
+
+    restart_with(f, 1);
+    lent_start(f, &l);
+    submit(f, "e", &next, NULL);
+    handlers_use(f->h, HANDLER_LEADER, &use);
+    lent_end(&l);
+    (void)sem_wait(&next.done);
+    assert_int_equal(next.rv, 0);
+    assert_int_equal(use.running, 1);
+    assert_int_equal(use.queued, 1);
+    assert_int_equal(f->most, 1);
+}
+
+/* Who waits in line when a lent one returns is served, although the threads
+ * that are at work go on. */
+static void a_place_that_gets_free(void **state)
+{
+    struct fixture *f = *state;
+    struct handlers_use use;
+    struct outcome kept, next;
+    struct lent l;
+
+    restart_with(f, 2);
+    lent_start(f, &l);
+    submit(f, "c", &kept, NULL);
+    (void)sem_wait(&f->entered);
+    submit(f, "e", &next, NULL);
+    handlers_use(f->h, HANDLER_LEADER, &use);
+    lent_end(&l);
+    (void)sem_wait(&next.done);
+    handlers_cancel(f->h, &kept);
+    (void)sem_wait(&kept.done);
+    assert_int_equal(next.rv, 0);
+    assert_int_equal(use.running, 2);
+    assert_int_equal(use.queued, 1);
+    assert_int_equal(f->most, 2);
+}
+
 /* --- many at once --- */
 
 static void *sender(void *arg)
@@ -427,6 +550,8 @@ int main(void)
         TEST(stopping),
         TEST(memory_that_runs_out),
         TEST(none_at_all),
+        TEST(a_lent_one_counts),
+        TEST(a_place_that_gets_free),
         TEST(many_senders),
     };
 

@@ -840,6 +840,83 @@ static void test_pages_of_picks(void **state)
     assert_int_equal(n, 0);
 }
 
+/* Collects the revisions of all pages there may be of an answer. */
+struct revisions {
+    uint64_t at[8];
+    unsigned n;
+};
+
+static int add_revision(void *ctx, const struct kvlog_entry *e)
+{
+    struct revisions *r = ctx;
+
+    assert_true(r->n < 8);
+    r->at[r->n++] = e->revision;
+    return 0;
+}
+
+static void ask_pages(struct kvlog_query q, unsigned pages,
+                      struct revisions *out)
+{
+    bool more = true;
+
+    memset(out, 0, sizeof *out);
+    for (unsigned i = 0; i < pages; i++) {
+        assert_true(more);
+        kvlog_box_read(&box);
+        assert_int_equal(kvlog_scan(&box.reader, &box.log, &q, add_revision,
+                                    out, &more, &box.error),
+                         0);
+        kvlog_box_read_end(&box);
+    }
+    assert_false(more);
+}
+
+/* More hidden versions of one key than a page looks at: each page gets on. */
+static void test_pages_of_hidden(void **state)
+{
+    enum { LAST = 131072 };
+    struct kvlog_put puts[512];
+    struct revisions r;
+
+    (void)state;
+    put("a", "1");
+    put("a", "2");
+    for (unsigned k = 0; k < 512; k++) {
+        puts[k] = (struct kvlog_put){.key = "a",
+                                     .key_len = 1,
+                                     .value = "v",
+                                     .value_len = 1,
+                                     .flags = KVLOG_REPLACE};
+    }
+    for (unsigned i = 2; i < LAST; i += i == 2 ? 510 : 512) {
+        assert_int_equal(kvlog_box_append(&box, puts, i == 2 ? 510 : 512), 0);
+    }
+    /* The second page ends with the last row, and the third finds none. */
+    ask_pages((struct kvlog_query){KEY("a")}, 3, &r);
+    assert_int_equal(r.n, 2);
+    assert_int_equal(r.at[0], 1);
+    assert_int_equal(r.at[1], LAST);
+    ask_pages((struct kvlog_query){KEY("a"), .newest = true}, 3, &r);
+    assert_int_equal(r.n, 2);
+    assert_int_equal(r.at[0], LAST);
+    assert_int_equal(r.at[1], 1);
+    /* Nothing but hidden ones. */
+    ask_pages((struct kvlog_query){KEY("a"), .from_revision = 2,
+                                   .at_revision = LAST - 1},
+              2, &r);
+    assert_int_equal(r.n, 0);
+    ask_pages((struct kvlog_query){KEY("a"), .newest = true, .limit = 1,
+                                   .at_revision = LAST - 1},
+              2, &r);
+    assert_int_equal(r.n, 1);
+    assert_int_equal(r.at[0], 1);
+    ask_pages((struct kvlog_query){KEY("a"), .newest = true, .from_revision = 2,
+                                   .at_revision = 65537},
+              2, &r);
+    assert_int_equal(r.n, 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -871,6 +948,7 @@ int main(void)
         T(test_latest),
         T(test_common_prefix),
         T(test_pages_of_picks),
+        T(test_pages_of_hidden),
     };
 
     return cmocka_run_group_tests_name("kvlog", tests, NULL, NULL);

@@ -9,10 +9,12 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LONG_MS 30000
 #define HUNG 5
+#define TICKS_US 100000 /* Ten ticks of who watches, and many more. */
 
 struct fixture {
     struct rpc_server *server;
@@ -285,6 +287,116 @@ static void cancelled_while_it_polls(void **state)
     rpc_fail(kept, HEDGE_ECANCELED, NULL);
 }
 
+/* --- who watches is asleep --- */
+
+struct one_echo {
+    struct fixture *fixture;
+    sem_t answered;
+};
+
+static void *echo_once(void *arg)
+{
+    struct one_echo *o = arg;
+
+    call_echo(o->fixture);
+    (void)sem_post(&o->answered);
+    return NULL;
+}
+
+/* The duty is free: one comes for it, although nobody says a word. */
+static void expect_an_echo(struct fixture *f)
+{
+    struct one_echo o = {.fixture = f};
+    struct timespec until;
+    pthread_t t;
+    int rc;
+
+    (void)sem_init(&o.answered, 0, 0);
+    assert_int_equal(pthread_create(&t, NULL, echo_once, &o), 0);
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 10;
+    rc = sem_timedwait(&o.answered, &until);
+    rpc_poll_waits(true); /* So that it ends in any case. */
+    rpc_poll_waits(false);
+    pthread_join(t, NULL);
+    (void)sem_destroy(&o.answered);
+    assert_int_equal(rc, 0);
+}
+
+static void start_kept(struct fixture *f, atomic_bool *done,
+                       struct rpc_pending **p)
+{
+    assert_int_equal(rpc_call_start(f->channel, "/t/Keep", "y", 1, LONG_MS,
+                                    on_done, done, p),
+                     0);
+}
+
+static void finish_kept(struct rpc_pending *p)
+{
+    struct rpc_msg reply;
+
+    assert_int_equal(rpc_call_finish(p, &reply, NULL), 0);
+    rpc_msg_release(&reply);
+}
+
+/* A handler that lends its thread brings a second one, which falls asleep. Then
+ * a call ends whose caller is expected to poll, and never does. */
+static void left_to_one_who_sleeps(void **state)
+{
+    struct fixture *f = *state;
+    atomic_bool done = false;
+    struct rpc_pending *p;
+
+    call_echo(f);
+    usleep(TICKS_US);
+    start_kept(f, &done, &p);
+    (void)sem_wait(&f->entered);
+    usleep(TICKS_US);
+    rpc_reply(kept, "z", 1);
+    while (!is_done(&done)) {
+        usleep(50);
+    }
+    finish_kept(p);
+    usleep(TICKS_US / 5);
+    expect_an_echo(f);
+}
+
+static void *reply_later(void *arg)
+{
+    struct fixture *f = arg;
+
+    (void)sem_wait(&f->entered);
+    usleep(TICKS_US);
+    rpc_reply(kept, "z", 1);
+    return NULL;
+}
+
+/* Who polls for so long that the other one sleeps until the time to nudge, but
+ * has its answer before that. */
+static void left_after_a_long_poll(void **state)
+{
+    struct fixture *f = *state;
+    bool polled = false;
+
+    while (!polled) {
+        atomic_bool done = false;
+        struct rpc_pending *p;
+        pthread_t t;
+
+        for (unsigned i = 0; i < 50; i++) {
+            call_polling(f); /* So that the duty is free at times. */
+        }
+        start_kept(f, &done, &p);
+        assert_int_equal(pthread_create(&t, NULL, reply_later, f), 0);
+        while (!is_done(&done)) {
+            polled = rpc_poll(is_done, &done, LONG_MS, p) || polled;
+        }
+        pthread_join(t, NULL);
+        finish_kept(p);
+    }
+    expect_an_echo(f);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -294,6 +406,8 @@ int main(void)
         TEST(many_callers),
         TEST(polling_has_an_end),
         TEST(cancelled_while_it_polls),
+        TEST(left_to_one_who_sleeps),
+        TEST(left_after_a_long_poll),
     };
 
     rpc_process_setup();
