@@ -18,7 +18,7 @@
     ((size_t)1 << 20) /* Of values that are larger than that. \
                        */
 #define GET_SMALL_BYTES ((size_t)64 << 10) /* Without asking the budget. */
-#define GET_WAIT_MS 1000u
+#define GET_WAIT_MS 5000u
 #define GET_MAX_BYTES (RPC_MESSAGE_MAX - 64)
 #define REQUEST_MAX (ENGINE_VALUE_MAX + ((size_t)1 << 20))
 #define PAGE_RESERVED (2 * PAGE_BYTES)
@@ -317,6 +317,9 @@ static int get_page(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
         if (rv == 0 && page->failed) {
             break;
         }
+        if (more) { /* Many rows are in between. */
+            (void)rpc_lend_thread();
+        }
     }
     *fits = !page->full && page->wants == 0;
     if (rv == 0 && page->failed) {
@@ -342,14 +345,17 @@ static void on_get_over(void *arg, bool gone)
     mem_free(h);
 }
 
-/* What is not small waits for its part of the budget. */
+/* What is not small waits for its part of the budget. That is given back by
+ * completions of answers before: who waits for it must not be the one who
+ * polls. */
 static int get_large(struct hedge_node *n, struct rpc_call *call,
                      const Hedge__V1__LogGetRequest *m,
                      struct log_encoder *page, struct hedge_error *e)
 {
     struct get_hold *h = mem_calloc(1, sizeof *h);
+    uint64_t wait_ms = rpc_lend_thread() || !rpc_polls() ? GET_WAIT_MS : 0;
     bool fits = false;
-    int rv = h != NULL ? kv_reserve_read(n->kv, RPC_MESSAGE_MAX, GET_WAIT_MS, e)
+    int rv = h != NULL ? kv_reserve_read(n->kv, RPC_MESSAGE_MAX, wait_ms, e)
                        : error_set(e, HEDGE_ENOMEM, "no memory for a call");
 
     if (rv != 0) {

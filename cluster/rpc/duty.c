@@ -294,6 +294,11 @@ bool rpc_lend_thread(void)
     return lent;
 }
 
+bool rpc_polls(void)
+{
+    return self.has_duty;
+}
+
 void rpc_leave_duty(void)
 {
     self.leave = self.is_ours && self.has_duty;

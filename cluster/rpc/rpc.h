@@ -48,6 +48,8 @@ void rpc_process_setup(void);
 /* In an inline handler: what it does until it returns may block; other calls
  * are served meanwhile. False: not on this thread; hand it to another one. */
 bool rpc_lend_thread(void);
+/* This thread has the duty to poll, and has not lent itself. */
+bool rpc_polls(void);
 /* Instead of sleeping until a completion wakes this thread: work on completions
  * until done(arg), or until the time is up. `own` is a call of this thread's
  * that is under way. False, at once: another thread does so; sleep, between

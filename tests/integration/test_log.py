@@ -462,6 +462,18 @@ class Foreign(LogTest):
         self.assert_refused(lambda: get(-1), grpc.StatusCode.INVALID_ARGUMENT,
                             "ETOOBIG")
 
+    def test_many_large_gets_at_once(self):
+        """Who waits for room for an answer is not who sends those that take
+        it up."""
+        k = self.key().encode()
+        value = random_bytes(7 * MIB)
+        put_grpc(self.first, k, value)
+        stub = log_stub(self.first)
+        answers = [stub.Get.future(pb().LogGetRequest(key=k), timeout=60)
+                   for _ in range(12)]
+        for answer in answers:
+            self.assertEqual(answer.result().entries[0].value, value)
+
     def test_large_put_in_pieces(self):
         k = self.key().encode()
         request = pb().LogPutRequest(puts=[
