@@ -616,6 +616,7 @@ void sos_hurry(struct sos *s)
 {
     if (s != NULL) {
         atomic_store(&s->hurry, true);
+        tier_hurry(s->remote);
     }
 }
 

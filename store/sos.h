@@ -49,7 +49,8 @@ int sos_new(const struct sos_options *o, struct sos **out,
             struct hedge_error *e);
 /* All sinks and sources must be closed. Frees the remote tier, too. */
 void sos_free(struct sos *s);
-/* The node is about to stop: nobody waits for room any more. NULL: nothing. */
+/* The node is about to stop: nobody waits for room any more, nor for a peer
+ * that does not answer. NULL: nothing. */
 void sos_hurry(struct sos *s);
 /* Other nodes' tier; before the first store. The sos owns it from now on. */
 void sos_set_remote(struct sos *s, struct tier *remote);

@@ -103,6 +103,9 @@ struct tier_ops {
     unsigned (*nodes)(struct tier *t);
     /* Is what is there gone for good, with its node? NULL: never. */
     bool (*lost)(struct tier *t, const struct tier_place *place);
+    /* The node is about to stop: who does not answer is not waited for any
+     * more. NULL: nobody ever is. */
+    void (*hurry)(struct tier *t);
     /* Waits for what is in flight, then frees. */
     void (*free)(struct tier *t);
 };
@@ -162,6 +165,13 @@ static inline void tier_drop_store(struct tier *t, uint64_t generation)
 static inline void tier_use(struct tier *t, struct tier_use *out)
 {
     t->ops->use(t, out);
+}
+
+static inline void tier_hurry(struct tier *t)
+{
+    if (t != NULL && t->ops->hurry != NULL) {
+        t->ops->hurry(t);
+    }
 }
 
 static inline void tier_free(struct tier *t)

@@ -37,9 +37,10 @@
 #define PEER_GET_GIVE_UP_MS 5000
 /* So long a put waits for a peer that may take it once it answers again. */
 #define PEER_PUT_GIVE_UP_MS 5000
-/* And so long for one that says nothing, as a process that is stopped does: it
- * may well go on, where one that refuses connections has ended. */
-#define PEER_PUT_SILENT_MS 30000
+/* And so long, from when that is found, for one that says nothing, as a process
+ * that is stopped does: it may well go on, where one that refuses connections
+ * has ended. Tests set it, before there are threads. */
+extern uint64_t peer_put_silent_ms;
 #define PEER_IDLE_MS 30000 /* A lane without work closes. */
 #define PEER_TRIED_MAX 32
 #define PEER_REFUSALS 16
@@ -133,9 +134,12 @@ struct peer {
     char *target;
     bool listed; /* Among the members now. */
     bool was_listed;
-    bool gone;   /* Another life of the node has begun: all is lost. */
-    bool full;   /* Has refused, and has not shown room since. */
-    bool silent; /* It takes connections and does not answer puts. */
+    bool gone; /* Another life of the node has begun: all is lost. */
+    bool full; /* Has refused, and has not shown room since. */
+    /* It takes connections and does not answer puts, and is waited for until
+     * then; 0: it does. One end for all puts: it may never be heard of again.
+     */
+    uint64_t silent_until_ms;
     uint64_t mem_free, disk_free;
     uint64_t busy_until_ms; /* Not to be asked to store before. */
     struct refusal refusals[PEER_REFUSALS]; /* By stores' own limits. */
@@ -180,6 +184,7 @@ struct peer_tier {
     unsigned n_ops;       /* Not completed. */
     unsigned n_threads;   /* Of lanes and care, not joined. */
     unsigned n_flight;
+    bool hurry; /* The node stops: peers that do not answer are left. */
     bool closing, asleep;
     pthread_t thread;
 };

@@ -121,7 +121,9 @@ void lane_check(struct lane *l, uint64_t now_ms)
     } else if (l->n_flight > 0 && now_ms > l->progress_ms &&
                now_ms - l->progress_ms >= l->kind->stall_ms) {
         l->stalled = true;
-        l->peer->silent = l->peer->silent || l->kind == &put_lane;
+        if (l->kind == &put_lane && l->peer->silent_until_ms == 0) {
+            l->peer->silent_until_ms = now_ms + peer_put_silent_ms;
+        }
         (void)snprintf(text, sizeof text, "no answer for %llu ms",
                        (unsigned long long)(now_ms - l->progress_ms));
         lane_break(l, HEDGE_EUNAVAILABLE, text);

@@ -44,6 +44,8 @@ static bool must_avoid(const struct op *op, const struct peer *p)
     return false;
 }
 
+uint64_t peer_put_silent_ms = 30000;
+
 /* May blocks be offered to it, whichever they are? */
 static bool is_open(const struct peer *p)
 {
@@ -60,13 +62,14 @@ static bool is_ready(const struct peer *p, uint64_t now)
  * the members any more, unless it is only silent, or about to be found so. */
 static uint64_t patience(const struct peer *p)
 {
-    bool asked = p->put.stream != NULL && !p->put.is_broken;
+    bool asked =
+        p->put.stream != NULL && !p->put.is_broken && p->put.n_flight > 0;
 
-    if (p->gone || p->full) {
+    if (p->gone || p->full || p->tier->hurry) {
         return 0;
     }
-    if (p->silent || (!p->listed && asked)) {
-        return PEER_PUT_SILENT_MS;
+    if (p->silent_until_ms > peer_now_ms() || (!p->listed && asked)) {
+        return UINT64_MAX;
     }
     return p->listed ? PEER_PUT_GIVE_UP_MS : 0;
 }
@@ -331,7 +334,7 @@ static bool answered(struct lane *l, struct op *op,
     struct peer *p = l->peer;
 
     lane_answered(l, op);
-    p->silent = false;
+    p->silent_until_ms = 0;
     p->mem_free = r->mem_free;
     p->disk_free = r->disk_free;
     if (!r->stored) {
@@ -394,7 +397,9 @@ static void put_broken(struct lane *l, const struct hedge_error *why)
     (void)snprintf(p->answer, sizeof p->answer, "does not answer: %.150s",
                    why->text);
     p->busy_until_ms = l->backoff_until_ms;
-    p->silent = l->stalled;
+    if (!l->stalled) {
+        p->silent_until_ms = 0;
+    }
     list_init(&moving);
     list_foreach (i, &l->flight) {
         care_orphan(p, &container_of(i, struct op, link)->req->id, l->session);

@@ -580,6 +580,16 @@ static unsigned nodes(struct tier *base)
     return n;
 }
 
+static void hurry(struct tier *base)
+{
+    struct peer_tier *t = peer_tier_of(base);
+
+    pthread_mutex_lock(&t->lock);
+    t->hurry = true;
+    put_retry_waiting(t);
+    pthread_mutex_unlock(&t->lock);
+}
+
 static const struct tier_ops peer_tier_ops = {
     .name = "peers",
     .put = put,
@@ -590,6 +600,7 @@ static const struct tier_ops peer_tier_ops = {
     .describe = describe,
     .lost = lost,
     .nodes = nodes,
+    .hurry = hurry,
     .free = tier_end,
 };
 
