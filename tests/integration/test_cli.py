@@ -227,13 +227,24 @@ class Answers(HedgeTest):
         self.assertTrue(table.startswith("ID "))
 
     def test_members_follow(self):
-        """Every list is printed; a stream that ends is a failure."""
+        """A list is printed when it is another one, not when only figures
+        differ; a stream that ends is a failure."""
         node = self.fake()
+        figures, leader, again = (node.members(2) for _ in range(3))
+        figures.version = 10
+        figures.members[0].mem_free = 5
+        figures.members[1].disk_used = 6
+        leader.version, leader.token = 11, 8
+        again.version, again.token = 12, 8
+        again.members[1].incarnation += 5
+        node.member_lists[1:1] = [figures, leader, again]
         result = hedgectl("members", "--follow", node=node, json_output=True)
         self.assert_status(result, 1)
         self.assertEqual([m["list"] for m in result.objects()],
-                         [2, 2, 3, 3, 3])
+                         [2, 2, 11, 11, 12, 12, 3, 3, 3])
         self.assertIn("ended", result.err)
+        table = hedgectl("members", "--follow", node=node)
+        self.assertEqual(table.out.count("ID "), 4)
 
     def test_status(self):
         node = self.fake()
