@@ -231,6 +231,17 @@ class Election(DaemonTest):
         for pipe in (follow.stdin, follow.stdout, follow.stderr):
             pipe.close()
 
+    def test_stores_end_with_their_node(self):
+        """A node that is stopped says what goes with it."""
+        node = self.node()
+        for name, size in (("x", MIB), ("y", MIB // 2), ("empty", 0)):
+            self.assert_done(node.ctl("sos", "write", name,
+                                      data=random_bytes(size)))
+        node.terminate()
+        self.assertIn("2 stores with 1.5 MiB end with this node",
+                      node.log_text())
+        self.assertRegex(node.log_text(), "info +node: no longer leader")
+
     def test_restart_on_the_same_address(self):
         cluster, leader, _ = self.start()
         for how in ("terminate", "kill"):
