@@ -216,6 +216,7 @@ struct getter {
     struct table *table; /* NULL: the value alone. */
     struct strbuf text;
     size_t n;
+    char last; /* Byte of the value that was printed. */
 };
 
 static int on_version(void *ctx, const Hedge__V1__LogEntry *entry)
@@ -229,6 +230,9 @@ static int on_version(void *ctx, const Hedge__V1__LogEntry *entry)
         print_buffer(&g->text);
     } else if (g->table == NULL) {
         print_bytes(entry->value.data, entry->value.len);
+        if (entry->value.len > 0) {
+            g->last = (char)entry->value.data[entry->value.len - 1];
+        }
     } else {
         clock_format(entry->timestamp_ms, when);
         table_u64(g->table, entry->revision);
@@ -292,6 +296,8 @@ static int run_get(const struct cli_call *call)
     }
     if (g.table != NULL) {
         table_print(g.table);
+    } else if (!ctl_json(call)) {
+        output_end_line(g.last);
     }
     return CLI_DONE;
 }
