@@ -128,6 +128,7 @@ static void table_bytes(struct table *t, const ProtobufCBinaryData *data)
 static int read_value(unsigned char **out, size_t *len)
 {
     unsigned char *data = mem_alloc(VALUE_MAX_BYTES + 1);
+    char size[UNITS_SIZE_TEXT];
     size_t n = 0;
 
     *out = NULL;
@@ -143,8 +144,8 @@ static int read_value(unsigned char **out, size_t *len)
     }
     if (n > VALUE_MAX_BYTES) {
         mem_free(data);
-        return cli_fail("the value is over the limit of %zu bytes",
-                        VALUE_MAX_BYTES);
+        return cli_fail("the value is over the limit of %s",
+                        units_format_size(VALUE_MAX_BYTES, size));
     }
     *out = data;
     *len = n;
@@ -291,7 +292,7 @@ static int run_get(const struct cli_call *call)
         return ctl_error(&e);
     }
     if (g.n == 0) {
-        (void)cli_fail("there is no version of this key");
+        (void)cli_fail("there is no version of \"%s\"", call->operands[0]);
         return CLI_NOT_FOUND;
     }
     if (g.table != NULL) {

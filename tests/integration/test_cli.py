@@ -42,6 +42,7 @@ class Usage(HedgeTest):
         self.assert_usage("leader", "--frob", says="unknown option '--frob'")
         self.assert_usage("leader", "-x", says="unknown option '-x'")
         self.assert_usage("leader", "--follow", says="unknown option")
+        self.assert_usage("put", "k2", "-v", says="goes behind '--'")
         self.assert_usage("leader", "--timeout", says="needs a value: DUR")
         self.assert_usage("members", "--follow=yes", says="takes no value")
         self.assert_usage("-o", "xml", "leader", says="table|json")
@@ -74,6 +75,7 @@ class Usage(HedgeTest):
                         check=False, timeout=10, stdin=subprocess.DEVNULL)
                     self.assertEqual(result.returncode, 2, result.stderr)
                     self.assertEqual(result.stderr.count(b"\n"), 1)
+        self.assert_usage("sos", "rm", "/a", says="at byte 1;")
 
     def test_addresses(self):
         for address in ("x", "x:", ":", "x:0", "x:65536", "a:1,", ",a:1",

@@ -541,6 +541,12 @@ class Starting(DaemonTest):
                 done = self.run_hedged(*self.minimal(*args, "--check-config"))
                 self.assertEqual(done.returncode, 2, done)
 
+    def test_what_is_wrong_is_named(self):
+        self.refused(*self.minimal("--listen", "localhost:1"),
+                     texts=['"localhost" is not an IPv4 address'])
+        self.assertNotIn("etcd", self.refused(*self.minimal(
+            "--engine", "foo"), texts=["lmdb:DIR"]).stderr)
+
     def test_data_cannot_be_made(self):
         self.refused("--listen", f"127.0.0.1:{free_ports()}", "--engine",
                      f"lmdb:{self.dir}/engine", "--data", "/proc/hedge/x",
