@@ -816,11 +816,44 @@ static void free_all(struct hedge_node *n)
     mem_free(n);
 }
 
+struct ending {
+    unsigned stores;
+    uint64_t bytes;
+};
+
+static void count_ending(void *ctx, struct sos_store *store)
+{
+    struct ending *x = ctx;
+    struct sos_info info;
+
+    if (sos_store_info(store, &info) == 0 &&
+        info.manifest.bytes > info.discarded_bytes) {
+        x->stores++;
+        x->bytes += info.manifest.bytes - info.discarded_bytes;
+    }
+    mem_free(info.uses);
+}
+
+/* Stores end with the node that owns them. */
+static void tell_what_ends(struct hedge_node *n)
+{
+    struct ending x = {0};
+    char size[UNITS_SIZE_TEXT];
+
+    if (n->sos != NULL && sos_each(n->sos, count_ending, &x) == 0 &&
+        x.stores > 0) {
+        log_warn("sos", "%u store%s with %s end%s with this node", x.stores,
+                 x.stores == 1 ? "" : "s", units_format_size(x.bytes, size),
+                 x.stores == 1 ? "s" : "");
+    }
+}
+
 HEDGE_API void hedge_node_stop(struct hedge_node *n)
 {
     if (n == NULL) {
         return;
     }
+    tell_what_ends(n);
     atomic_store(&n->closing, true);
     sos_hurry(n->sos);
     pthread_mutex_lock(&n->pub_lock);

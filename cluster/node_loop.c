@@ -440,7 +440,8 @@ static void step_election(struct hedge_node *n, const struct election_event *ev)
         kv_wake(n->kv);
     }
     if (a.lost) {
-        log_warn("node", "no longer leader: %s",
+        log_line(a.lost_reason == ELECTION_LOST_STOPPED ? LOG_INFO : LOG_WARN,
+                 "node", "no longer leader: %s",
                  election_lost_text(a.lost_reason));
         if (n->o.on_leader != NULL) {
             n->o.on_leader(n->o.data, false, a.lost_token);

@@ -389,9 +389,11 @@ static bool is_collected(const struct http_request *r)
 
 static int too_large(struct http_request *r)
 {
+    char size[UNITS_SIZE_TEXT];
+
     return error_set(&r->error, HEDGE_ETOOBIG,
-                     "the body is over %zu bytes, the most there may be",
-                     body_max(r));
+                     "the body is over %s, the most there may be",
+                     units_format_size(body_max(r), size));
 }
 
 /* What can be said as soon as the headers are there. */

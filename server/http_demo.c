@@ -177,8 +177,10 @@ struct lines {
 
 static int too_long(struct http_request *r)
 {
-    return error_set(&r->error, HEDGE_ETOOBIG, "the replies are over %zu bytes",
-                     HTTP_BODY_MAX);
+    char size[UNITS_SIZE_TEXT];
+
+    return error_set(&r->error, HEDGE_ETOOBIG, "the replies are over %s",
+                     units_format_size(HTTP_BODY_MAX, size));
 }
 
 /* "ID<TAB>reply-or-error". A reply counts until it is a line, and then the line

@@ -354,6 +354,7 @@ static int check_http(const struct options *o, struct hedge_error *e)
 static int check(const struct options *o, struct hedge_error *e)
 {
     char host[UNITS_HOST_MAX];
+    struct in_addr binary;
     uint16_t port;
 
     const struct {
@@ -368,8 +369,16 @@ static int check(const struct options *o, struct hedge_error *e)
     for (unsigned i = 0; i < sizeof table / sizeof table[0]; i++) {
         const char *a = table[i].address;
 
-        if (a != NULL && units_parse_address(a, false, host, &port) &&
-            strncmp(host, "127.", 4) != 0 && !o->insecure) {
+        if (a == NULL || !units_parse_address(a, false, host, &port)) {
+            continue; /* The node says what is wrong with it. */
+        }
+        if (host[0] != '\0' && inet_pton(AF_INET, host, &binary) != 1) {
+            return error_set(e, HEDGE_EINVAL,
+                             "%s %s: \"%s\" is not an IPv4 address (host names "
+                             "and IPv6 are not supported yet)",
+                             table[i].flag, a, host);
+        }
+        if (strncmp(host, "127.", 4) != 0 && !o->insecure) {
             return error_set(e, HEDGE_EINVAL,
                              "%s %s is not a loopback address: without TLS "
                              "whoever reaches it can read and write "

@@ -221,8 +221,9 @@ static void run_round(struct repair *r, struct round *round)
     *round = (struct round){.repair = r};
     round->missing += sos_each(r->sos, repair_store, round) != 0;
     if (round->made > 0 || round->missing != missing) {
-        log_warn("sos", "%u lost copies made again, %u could not be",
-                 round->made, round->missing);
+        log_line(round->missing > 0 ? LOG_WARN : LOG_INFO, "sos",
+                 "%u lost copies made again, %u could not be", round->made,
+                 round->missing);
     }
 }
 

@@ -346,6 +346,18 @@ static int take_option(struct parser *p, const struct cli_option *o,
     return 0;
 }
 
+/* For an operand that was taken for an option. */
+static const char *operand_hint(const struct cli_command *c)
+{
+    if (c == NULL || c->operands_max == 0 || c->runs_command) {
+        return "";
+    }
+    return strstr(c->operands, "|-") != NULL
+               ? "; an operand that begins with '-' goes behind '--', and '-' "
+                 "reads it from standard input"
+               : "; an operand that begins with '-' goes behind '--'";
+}
+
 /* One option, at p->at; its value may be in the same word or the next. */
 static int parse_option(struct parser *p)
 {
@@ -368,7 +380,8 @@ static int parse_option(struct parser *p)
     }
     o = find_option(p, word, len);
     if (o == NULL) {
-        return cli_usage("unknown option '%s' (see %s --help)", word, who);
+        return cli_usage("unknown option '%s' (see %s --help)%s", word, who,
+                         operand_hint(p->command));
     }
     return take_option(p, o, word, len, value);
 }

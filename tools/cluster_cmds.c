@@ -1,10 +1,12 @@
 #include "tools/ctl.h"
 
+#include "store/base/strbuf.h"
 #include "store/base/units.h"
 #include "tools/output.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 static bool follow;
 
@@ -76,17 +78,43 @@ static void print_members(const struct cli_call *call,
 
 struct follower {
     const struct cli_call *call;
-    bool later; /* Not the first list. */
+    struct strbuf shown; /* What was printed last, as who_is_there() has it. */
 };
+
+/* All that a list says but its version and the figures: members report those
+ * once a second, and then the list is a new one with nothing new in it. */
+static void who_is_there(const Hedge__V1__MembersReply *r, struct strbuf *out)
+{
+    strbuf_addf(out, "%" PRIu64 "\n", r->token);
+    for (size_t i = 0; i < r->n_members; i++) {
+        const Hedge__V1__Member *m = r->members[i];
+
+        strbuf_addf(out, "%s %" PRIu64 " %d %s %s %s %s\n", m->id,
+                    m->incarnation, m->leader, m->grpc_address, m->boot_id,
+                    m->socket, m->version);
+    }
+}
 
 static int on_members(void *ctx, const Hedge__V1__MembersReply *r)
 {
     struct follower *f = ctx;
+    struct strbuf now;
 
-    if (f->later && !ctl_json(f->call)) {
+    strbuf_init(&now);
+    who_is_there(r, &now);
+    if (!strbuf_ok(&now)) {
+        strbuf_release(&now);
+        return HEDGE_ENOMEM;
+    }
+    if (f->shown.len > 0 && strcmp(f->shown.text, now.text) == 0) {
+        strbuf_release(&now);
+        return 0;
+    }
+    if (f->shown.len > 0 && !ctl_json(f->call)) {
         (void)putchar('\n');
     }
-    f->later = true;
+    strbuf_release(&f->shown);
+    f->shown = now;
     print_members(f->call, r);
     return ferror(stdout) ? HEDGE_EIO : 0;
 }
@@ -104,7 +132,9 @@ static int run_members(const struct cli_call *call)
     }
     error_clear(&e);
     if (follow) {
+        strbuf_init(&f.shown);
         rv = client_watch_members(c, on_members, &f, &e);
+        strbuf_release(&f.shown);
     } else {
         rv = client_members(c, &reply, &e);
         if (rv == 0) {
@@ -261,7 +291,8 @@ static const struct cli_option members_options[] = {
     {.name = "--follow",
      .kind = CLI_FLAG,
      .out = &follow,
-     .help = "Print the list again after every change, until interrupted."},
+     .help = "Print the list again after every change of who is there, "
+             "their addresses or the leader, until interrupted."},
     {.name = NULL}};
 
 const struct cli_command cluster_commands[] = {

@@ -128,6 +128,7 @@ static void table_bytes(struct table *t, const ProtobufCBinaryData *data)
 static int read_value(unsigned char **out, size_t *len)
 {
     unsigned char *data = mem_alloc(VALUE_MAX_BYTES + 1);
+    char size[UNITS_SIZE_TEXT];
     size_t n = 0;
 
     *out = NULL;
@@ -143,8 +144,8 @@ static int read_value(unsigned char **out, size_t *len)
     }
     if (n > VALUE_MAX_BYTES) {
         mem_free(data);
-        return cli_fail("the value is over the limit of %zu bytes",
-                        VALUE_MAX_BYTES);
+        return cli_fail("the value is over the limit of %s",
+                        units_format_size(VALUE_MAX_BYTES, size));
     }
     *out = data;
     *len = n;
@@ -216,6 +217,7 @@ struct getter {
     struct table *table; /* NULL: the value alone. */
     struct strbuf text;
     size_t n;
+    char last; /* Byte of the value that was printed. */
 };
 
 static int on_version(void *ctx, const Hedge__V1__LogEntry *entry)
@@ -229,6 +231,9 @@ static int on_version(void *ctx, const Hedge__V1__LogEntry *entry)
         print_buffer(&g->text);
     } else if (g->table == NULL) {
         print_bytes(entry->value.data, entry->value.len);
+        if (entry->value.len > 0) {
+            g->last = (char)entry->value.data[entry->value.len - 1];
+        }
     } else {
         clock_format(entry->timestamp_ms, when);
         table_u64(g->table, entry->revision);
@@ -287,11 +292,13 @@ static int run_get(const struct cli_call *call)
         return ctl_error(&e);
     }
     if (g.n == 0) {
-        (void)cli_fail("there is no version of this key");
+        (void)cli_fail("there is no version of \"%s\"", call->operands[0]);
         return CLI_NOT_FOUND;
     }
     if (g.table != NULL) {
         table_print(g.table);
+    } else if (!ctl_json(call)) {
+        output_end_line(g.last);
     }
     return CLI_DONE;
 }

@@ -88,25 +88,101 @@ static void send_pieces(struct client *c, struct rpc_stream *s,
 /* --- send -------------------------------------------------------------------
  */
 
+/* What is kept of a reply, for JSON. */
+static int keep_reply(struct payload *r, const ProtobufCBinaryData *piece,
+                      struct hedge_error *e)
+{
+    char *more;
+
+    if (piece->len > MESSAGE_MAX - r->len) {
+        return error_set(e, HEDGE_EPROTO, "the reply is longer than 64 MiB");
+    }
+    if (piece->len > 0) {
+        more = mem_realloc(r->data, r->len + piece->len);
+        if (more == NULL) {
+            return error_set(e, HEDGE_ENOMEM, "out of memory");
+        }
+        memcpy(more + r->len, piece->data, piece->len);
+        r->data = more;
+        r->len += piece->len;
+    }
+    return 0;
+}
+
+static void print_kept(const char *id, const struct payload *r)
+{
+    cJSON *o = output_object();
+
+    if (id != NULL && id[0] != '\0') {
+        output_add_text(o, "id", id);
+    } else {
+        output_add_null(o, "id");
+    }
+    output_add_bytes(o, "reply", r->len > 0 ? r->data : "", r->len);
+    output_json(o);
+}
+
+/* As one object, when it is whole. */
+static int print_reply_json(struct client *c, struct rpc_stream *s,
+                            struct hedge_error *e)
+{
+    struct payload whole = {.data = NULL};
+    struct rpc_msg msg;
+    char *id = NULL;
+    int rv;
+
+    while ((rv = rpc_stream_recv(s, client_left_ms(c), &msg, e)) == 0) {
+        Hedge__V1__SendReply *m =
+            pb_from_msg_large(&hedge__v1__send_reply__descriptor, &msg, e);
+
+        rv = m != NULL ? keep_reply(&whole, &m->data, e) : e->code;
+        if (rv == 0 && id == NULL) {
+            id = mem_strdup(m->id);
+        }
+        pb_free(m);
+        if (rv != 0) {
+            break;
+        }
+    }
+    if (rv == HEDGE_EEND) {
+        print_kept(id, &whole);
+        rv = 0;
+    }
+    mem_free(id);
+    mem_free(whole.data);
+    return rv;
+}
+
 /* Byte for byte, as it comes. */
 static int print_reply(struct client *c, struct rpc_stream *s,
                        struct hedge_error *e)
 {
+    char last = '\0';
+    int rv;
+
     for (;;) {
         Hedge__V1__SendReply *m;
         struct rpc_msg msg;
-        int rv = rpc_stream_recv(s, client_left_ms(c), &msg, e);
 
+        rv = rpc_stream_recv(s, client_left_ms(c), &msg, e);
         if (rv != 0) {
-            return rv == HEDGE_EEND ? 0 : rv;
+            break;
         }
         m = pb_from_msg_large(&hedge__v1__send_reply__descriptor, &msg, e);
         if (m == NULL) {
             return e->code;
         }
         (void)fwrite(m->data.data, 1, m->data.len, stdout);
+        if (m->data.len > 0) {
+            last = (char)m->data.data[m->data.len - 1];
+        }
         pb_free(m);
     }
+    if (rv == HEDGE_EEND) {
+        output_end_line(last);
+        rv = 0;
+    }
+    return rv;
 }
 
 static int run_send(const struct cli_call *call)
@@ -131,7 +207,8 @@ static int run_send(const struct cli_call *call)
         (void)error_set(&e, rv, "%s", hedge_strerror(rv));
     } else {
         send_pieces(c, s, &m.base, &m.data, &p);
-        rv = print_reply(c, s, &e);
+        rv =
+            ctl_json(call) ? print_reply_json(c, s, &e) : print_reply(c, s, &e);
         rpc_stream_free(s);
     }
     client_free(c);
@@ -357,7 +434,7 @@ const struct cli_command msg_commands[] = {
      .operands = "MSG|-",
      .help = "Send a message to the leader and print its reply.",
      .details = "- reads the message from standard input, up to 64 MiB. The "
-                "reply is printed byte for byte.",
+                "reply is printed byte for byte, as JSON in one object.",
      .options = send_options,
      .operands_min = 1,
      .operands_max = 1,

@@ -184,6 +184,13 @@ void output_json(cJSON *object)
     cJSON_Delete(object);
 }
 
+void output_end_line(char last)
+{
+    if (last != '\n' && isatty(STDOUT_FILENO) != 0) {
+        (void)putchar('\n');
+    }
+}
+
 /* --- tables ----------------------------------------------------------------
  */
 

@@ -40,6 +40,10 @@ void output_append(cJSON *array, cJSON *item);
 /* Print on one line, flush, free. */
 void output_json(cJSON *object);
 
+/* Behind bytes that were printed as they are, of which `last` was the last: a
+ * terminal's next prompt begins a line. Files and pipes get nothing more. */
+void output_end_line(char last);
+
 /* --- tables ----------------------------------------------------------------
  */
 

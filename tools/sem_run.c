@@ -266,6 +266,16 @@ static int next_signal(const struct run *x)
                : 0;
 }
 
+static int not_granted(const struct run *x, const struct hedge_error *e)
+{
+    if (e->code != HEDGE_EBUSY && e->code != HEDGE_ETIMEDOUT) {
+        return ctl_error(e);
+    }
+    return cli_fail("semaphore \"%s\": %s (hedgectl sem ls %s shows who has "
+                    "it)",
+                    x->r->name, e->text, x->r->name);
+}
+
 static int wait_for_grant(struct run *x, struct keeper_state *s)
 {
     struct pollfd fds[2] = {{.fd = x->signals, .events = POLLIN},
@@ -275,7 +285,7 @@ static int wait_for_grant(struct run *x, struct keeper_state *s)
     for (;;) {
         *s = keeper_state(x->keeper);
         if (s->failed) {
-            return ctl_error(&s->error);
+            return not_granted(x, &s->error);
         }
         if (s->granted &&
             (s->lost || (s->until_ms != 0 && clock_boot_ms() >= s->until_ms))) {

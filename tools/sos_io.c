@@ -275,6 +275,15 @@ static int open_sink(const struct sos_write_args *a, struct client *c,
     return rv;
 }
 
+static int cannot_open(const struct sos_write_args *a,
+                       const struct hedge_error *e)
+{
+    if (e->code != HEDGE_EEXISTS) {
+        return ctl_error(e);
+    }
+    return cli_fail("%s: --append, or hedgectl sos rm %s", e->text, a->name);
+}
+
 static int write_all(const struct sos_write_args *a, struct client *c,
                      struct input *in)
 {
@@ -291,7 +300,7 @@ static int write_all(const struct sos_write_args *a, struct client *c,
         rv = open_sink(a, c, true, &sink, &opened, &e);
     }
     if (rv != 0) {
-        return ctl_error(&e);
+        return cannot_open(a, &e);
     }
     writer_init(&w, sink);
     rv = copy_in(a, c, in, &w, &e);

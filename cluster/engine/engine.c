@@ -111,9 +111,8 @@ static int find_scheme(const char *url, const struct scheme **out,
     }
     *out = s;
     if (s == NULL || url[strlen(s->prefix)] == '\0') {
-        return error_set(
-            e, HEDGE_EINVAL,
-            "'%s' is not an engine: lmdb:DIR, etcd://HOST:PORT/PREFIX", url);
+        return error_set(e, HEDGE_EINVAL, "'%s' is not an engine: lmdb:DIR is",
+                         url);
     }
     if (s->open == NULL) {
         return error_set(e, HEDGE_ENOTSUP,

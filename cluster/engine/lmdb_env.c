@@ -263,8 +263,7 @@ static int namespace_enter(struct lmdb_env *env, struct hedge_error *e)
         own[strcspn(own, "\n")] = '\0';
         return error_set(e, HEDGE_ENOTSUP,
                          "%s is in use in another PID or time namespace (%s; "
-                         "here %s): run the nodes in one (--pid=host) or use "
-                         "the etcd engine",
+                         "here %s): run the nodes in one (--pid=host)",
                          env->path, found, own);
     }
     return 0;

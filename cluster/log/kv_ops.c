@@ -1,6 +1,7 @@
 #include "cluster/log/kv_internal.h"
 
 #include "store/base/clock.h"
+#include "store/base/units.h"
 #include "store/kvlog/kvlog.h"
 
 #include <assert.h>
@@ -61,12 +62,13 @@ int kv_check_key(const void *key, size_t len, struct hedge_error *e)
 
 int kv_check_put(const struct engine_put *p, struct hedge_error *e)
 {
+    char size[UNITS_SIZE_TEXT];
     int rv = kv_check_key(p->key, p->key_len, e);
 
     if (rv == 0 && p->value_len > ENGINE_VALUE_MAX) {
         rv = error_set(e, HEDGE_ETOOBIG,
-                       "a value of %zu bytes is over the limit of %zu",
-                       p->value_len, ENGINE_VALUE_MAX);
+                       "a value of %zu bytes is over the limit of %s",
+                       p->value_len, units_format_size(ENGINE_VALUE_MAX, size));
     }
     if (rv == 0 && (p->flags & ~(unsigned)ENGINE_REPLACE) != 0) {
         rv = error_set(e, HEDGE_EINVAL, "unknown flags 0x%x", p->flags);

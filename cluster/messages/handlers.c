@@ -11,6 +11,7 @@
 #include "store/base/list.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -201,8 +202,11 @@ HEDGE_API bool hedge_answer_is_cancelled(const struct hedge_answer *a)
 static int reply_failed(struct handlers *h, const struct hedge_answer *a,
                         struct hedge_error *e)
 {
+    char size[UNITS_SIZE_TEXT];
+
     if (a->failed == HEDGE_ETOOBIG) {
-        return error_set(e, a->failed, "the reply is over %zu bytes", MSG_MAX);
+        return error_set(e, a->failed, "the reply is over %s",
+                         units_format_size(MSG_MAX, size));
     }
     if (a->failed == HEDGE_EEXHAUSTED) {
         return error_set(e, a->failed,

@@ -4,6 +4,7 @@
 #include "store/base/error.h"
 #include "store/base/list.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -293,12 +294,13 @@ static int grow(struct msg_buf *b, size_t cap)
 int msg_buf_reserve(struct msg_buf *b, size_t len, uint64_t timeout_ms,
                     struct hedge_error *e)
 {
+    char size[UNITS_SIZE_TEXT];
     int rv;
 
     if (len > MSG_MAX) {
         return error_set(e, HEDGE_ETOOBIG,
-                         "a message of %zu bytes; at most %zu are possible",
-                         len, MSG_MAX);
+                         "a message of %zu bytes; at most %s are possible", len,
+                         units_format_size(MSG_MAX, size));
     }
     rv = charge(b, len, timeout_ms, true, e);
     if (rv == 0 && grow(b, len) != 0) {

@@ -10,6 +10,7 @@
 #include "proto/messages.pb-c.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -687,11 +688,13 @@ static void target_init(struct target *t, struct exchange *x)
 
 static int check(const struct exchange_options *o, struct hedge_error *e)
 {
+    char size[UNITS_SIZE_TEXT];
+
     return o->len <= MSG_MAX
                ? 0
                : error_set(e, HEDGE_ETOOBIG,
-                           "a message of %zu bytes; at most %zu are possible",
-                           o->len, MSG_MAX);
+                           "a message of %zu bytes; at most %s are possible",
+                           o->len, units_format_size(MSG_MAX, size));
 }
 
 /* --- to the leader ----------------------------------------------------------

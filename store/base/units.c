@@ -203,13 +203,13 @@ int units_check_name(const char *name, size_t len, struct hedge_error *e)
         step = utf8_len(p + i, len - i);
         if (step == 0) {
             return error_set(e, HEDGE_EINVAL,
-                             "the name is not valid UTF-8 at byte %zu", i);
+                             "the name is not valid UTF-8 at byte %zu", i + 1);
         }
         if (p[i] == '/' || p[i] < 0x20 || p[i] == 0x7f) {
             return error_set(e, HEDGE_EINVAL,
                              "the name has a '/' or a control character at "
                              "byte %zu; neither is allowed",
-                             i);
+                             i + 1);
         }
     }
     return 0;

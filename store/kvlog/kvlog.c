@@ -1,6 +1,7 @@
 #include "store/kvlog/kvlog_internal.h"
 
 #include "store/base/bytes.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -478,6 +479,7 @@ static int put_row(MDB_txn *txn, const struct kvlog *l,
 static int check_put(const struct kvlog_put *p, struct hedge_error *e)
 {
     size_t cost = kvlog_key_cost(p->key, p->key_len);
+    char size[UNITS_SIZE_TEXT];
 
     if (p->key_len == 0 || cost > KVLOG_KEY_MAX) {
         return error_set(e, HEDGE_EINVAL,
@@ -486,9 +488,9 @@ static int check_put(const struct kvlog_put *p, struct hedge_error *e)
                          p->key_len, KVLOG_KEY_MAX);
     }
     if (p->value_len > KVLOG_VALUE_MAX) {
-        return error_set(e, HEDGE_ETOOBIG,
-                         "a value of %zu bytes is over the limit of %zu",
-                         p->value_len, KVLOG_VALUE_MAX);
+        return error_set(
+            e, HEDGE_ETOOBIG, "a value of %zu bytes is over the limit of %s",
+            p->value_len, units_format_size(KVLOG_VALUE_MAX, size));
     }
     if ((p->flags & ~(unsigned)(KVLOG_REPLACE | KVLOG_DELETE)) != 0) {
         return error_set(e, HEDGE_EINVAL, "unknown flags 0x%x", p->flags);

@@ -18,6 +18,7 @@ import functools
 import importlib
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -325,6 +326,26 @@ def finish(process, data=None, timeout=60):
             _live.discard(process)
     argv = process.args[process.args.index(HEDGECTL):]
     return Result(argv, process.returncode, out or b"", err or b"", 0)
+
+
+def shown_on_terminal(*args, node=None):
+    """What hedgectl prints where its standard output is a terminal."""
+    ours, its = pty.openpty()
+    try:
+        process = hedgectl_start(*args, node=node, stdout=its)
+        os.close(its)
+        finish(process)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # EIO: nobody has the other side any more.
+                piece = b""
+            if not piece:
+                return shown.replace(b"\r\n", b"\n")
+            shown += piece
+    finally:
+        os.close(ours)
 
 
 def _ctl_argv(args, node, json_output=False):

@@ -42,6 +42,7 @@ class Usage(HedgeTest):
         self.assert_usage("leader", "--frob", says="unknown option '--frob'")
         self.assert_usage("leader", "-x", says="unknown option '-x'")
         self.assert_usage("leader", "--follow", says="unknown option")
+        self.assert_usage("put", "k2", "-v", says="goes behind '--'")
         self.assert_usage("leader", "--timeout", says="needs a value: DUR")
         self.assert_usage("members", "--follow=yes", says="takes no value")
         self.assert_usage("-o", "xml", "leader", says="table|json")
@@ -74,6 +75,7 @@ class Usage(HedgeTest):
                         check=False, timeout=10, stdin=subprocess.DEVNULL)
                     self.assertEqual(result.returncode, 2, result.stderr)
                     self.assertEqual(result.stderr.count(b"\n"), 1)
+        self.assert_usage("sos", "rm", "/a", says="at byte 1;")
 
     def test_addresses(self):
         for address in ("x", "x:", ":", "x:0", "x:65536", "a:1,", ",a:1",
@@ -227,13 +229,24 @@ class Answers(HedgeTest):
         self.assertTrue(table.startswith("ID "))
 
     def test_members_follow(self):
-        """Every list is printed; a stream that ends is a failure."""
+        """A list is printed when it is another one, not when only figures
+        differ; a stream that ends is a failure."""
         node = self.fake()
+        figures, leader, again = (node.members(2) for _ in range(3))
+        figures.version = 10
+        figures.members[0].mem_free = 5
+        figures.members[1].disk_used = 6
+        leader.version, leader.token = 11, 8
+        again.version, again.token = 12, 8
+        again.members[1].incarnation += 5
+        node.member_lists[1:1] = [figures, leader, again]
         result = hedgectl("members", "--follow", node=node, json_output=True)
         self.assert_status(result, 1)
         self.assertEqual([m["list"] for m in result.objects()],
-                         [2, 2, 3, 3, 3])
+                         [2, 2, 11, 11, 12, 12, 3, 3, 3])
         self.assertIn("ended", result.err)
+        table = hedgectl("members", "--follow", node=node)
+        self.assertEqual(table.out.count("ID "), 4)
 
     def test_status(self):
         node = self.fake()

@@ -231,6 +231,17 @@ class Election(DaemonTest):
         for pipe in (follow.stdin, follow.stdout, follow.stderr):
             pipe.close()
 
+    def test_stores_end_with_their_node(self):
+        """A node that is stopped says what goes with it."""
+        node = self.node()
+        for name, size in (("x", MIB), ("y", MIB // 2), ("empty", 0)):
+            self.assert_done(node.ctl("sos", "write", name,
+                                      data=random_bytes(size)))
+        node.terminate()
+        self.assertIn("2 stores with 1.5 MiB end with this node",
+                      node.log_text())
+        self.assertRegex(node.log_text(), "info +node: no longer leader")
+
     def test_restart_on_the_same_address(self):
         cluster, leader, _ = self.start()
         for how in ("terminate", "kill"):
@@ -529,6 +540,12 @@ class Starting(DaemonTest):
                 self.assertFalse(os.path.exists(f"{self.dir}/data"), args)
                 done = self.run_hedged(*self.minimal(*args, "--check-config"))
                 self.assertEqual(done.returncode, 2, done)
+
+    def test_what_is_wrong_is_named(self):
+        self.refused(*self.minimal("--listen", "localhost:1"),
+                     texts=['"localhost" is not an IPv4 address'])
+        self.assertNotIn("etcd", self.refused(*self.minimal(
+            "--engine", "foo"), texts=["lmdb:DIR"]).stderr)
 
     def test_data_cannot_be_made(self):
         self.refused("--listen", f"127.0.0.1:{free_ports()}", "--engine",

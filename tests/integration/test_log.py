@@ -101,6 +101,8 @@ class Commands(LogTest):
         self.assertEqual(values("--at-time", times[0]), ["v4"])
         self.assertEqual(values("--at-time", "0s"), ["v4"])
         self.assertEqual(self.first.ctl("get", k, "--at-time", "1h").status, 3)
+        none = self.assert_status(self.first.ctl("get", k + "x"), 3)
+        self.assertIn(f'there is no version of "{k}x"', none.err)
         table = self.assert_done(self.first.ctl("get", k, "--all")).out
         self.assertEqual(len(table.splitlines()), 6)
         self.assertRegex(table.splitlines()[1], rf"^ *{revisions[4]}  \d{{4}}-")
@@ -152,7 +154,7 @@ class Commands(LogTest):
                     node.ctl("get", k)).stdout == value, size)
         result = self.assert_status(self.first.ctl(
             "put", self.key() + "x", "-", data=bytes(16 * MIB + 1)), 1)
-        self.assertIn("16777216", result.err)
+        self.assertIn("limit of 16.0 MiB", result.err)
         sizes = [len(e.value) for e in query_grpc(
             self.nodes[1], key=self.key().encode(), prefix=True)]
         self.assertEqual(sizes, [MIB, MIB + 1, 8 * MIB - 100, 8 * MIB,

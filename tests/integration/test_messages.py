@@ -11,7 +11,8 @@ import grpc
 
 from hedge_harness import (MIB, DaemonTest, Sampler, SharedTest, Timeout,
                            finish, hedge_error, hedgectl_start, main,
-                           random_bytes, report, resident, stubs, wait_until)
+                           random_bytes, report, resident, shown_on_terminal,
+                           stubs, wait_until)
 
 
 def messages():
@@ -103,6 +104,25 @@ class Commands(SharedTest):
         self.assertEqual(r.stdout, f"{self.leader.id}: ".encode() + data)
         r = self.assert_done(self.first.ctl("send", "-", data=b""))
         self.assertEqual(r.out, f"{self.leader.id}: ")
+
+    def test_send_json(self):
+        for data in (b"hello", b"", bytes(range(256)), bytes(3 << 20)):
+            r = self.assert_done(self.follower().ctl(
+                "send", "-", data=data, json_output=True)).object()
+            whole = f"{self.leader.id}: ".encode() + data
+            self.assertEqual(r["id"], self.leader.id)
+            self.assertEqual(base64.b64decode(r["reply_base64"]), whole)
+            self.assertEqual(r["reply"], None if b"\0" in data
+                             else whole.decode())
+
+    def test_terminal(self):
+        """A prompt begins a line; a line that ends gets no second end."""
+        for text, shown in (("x", b"x\n"), ("x\n", b"x\n")):
+            self.assertEqual(shown_on_terminal("send", text, node=self.first),
+                             f"{self.leader.id}: ".encode() + shown)
+            self.first.ctl("put", "terminal", text)
+            self.assertEqual(shown_on_terminal("get", "terminal",
+                                               node=self.first), shown)
 
     def test_usage(self):
         self.assert_status(self.first.ctl("send"), 2)

@@ -234,6 +234,7 @@ class RoundTrip(SharedTest):
         self.assert_status(result, 1)
         self.assertEqual(len(result.err.splitlines()), 1, result)
         self.assertIn('"x" exists already', result.err)
+        self.assertIn("--append, or hedgectl sos rm x", result.err)
         self.assertEqual(self.read("x"), b"one\n")
 
     def test_other_options(self):

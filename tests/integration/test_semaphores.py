@@ -484,6 +484,10 @@ class Command(SharedTest, LockTest):
                      "--wait", "0")
         self.assert_status(r, 1)
         self.assertIn("not enough permits", r.err)
+        r = self.ctl("sem", "run", "cli", "--limit", 2, "--wait", "0", "--",
+                     "true")
+        self.assertIn('"cli": not enough permits', r.err)
+        self.assertIn("hedgectl sem ls cli", r.err)
         o = self.ctl("sem", "ls", "cli", json_output=True).object()
         self.assertEqual((o["name"], o["limit"], o["waiters"]), ("cli", 2, []))
         self.assertEqual([h["token"] for h in o["holders"]], [first, second])
