@@ -460,7 +460,8 @@ void kv_use(struct kv *kv, struct kv_use *out)
                            .transactions = kv->n_transactions,
                            .queued = kv->q.n_queued + atomic_load(&kv->n_inbox),
                            .live = atomic_load(&kv->n_live),
-                           .used_bytes = atomic_load(&kv->q.used_bytes),
+                           .used_bytes = atomic_load(&kv->q.put_bytes) +
+                                         atomic_load(&kv->q.read_bytes),
                            .limit_bytes = kv->o.budget_bytes};
     pthread_mutex_unlock(&kv->lock);
 }

@@ -1,6 +1,6 @@
 /* Group commit and forwarding, over an engine and a leader of the test's own.
  */
-#include "cluster/log/kv.h"
+#include "cluster/log/kv_internal.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 
@@ -632,6 +632,75 @@ static void test_one_fails(void **state)
     assert_int_equal(fake.revision, 4);
 }
 
+/* What waits is more than its bytes. */
+static void test_many_small_puts(void **state)
+{
+    static struct engine_put puts[KV_BATCH_PUTS];
+    static struct async a, many;
+    struct kv_use use;
+
+    (void)state;
+    start(true, sizeof puts);
+    SET(blocked, true);
+    async_init(&a, 1);
+    assert_int_equal(kv_submit(kv, &a.op, &err), 0);
+    kv_use(kv, &use);
+    assert_int_equal(use.used_bytes, 2 + sizeof a.put);
+    for (unsigned i = 0; i < KV_BATCH_PUTS; i++) {
+        puts[i] = a.put;
+    }
+    async_init(&many, 1);
+    many.op.puts = puts;
+    many.op.n = KV_BATCH_PUTS;
+    assert_int_equal(kv_submit(kv, &many.op, &err), HEDGE_EEXHAUSTED);
+    SET(blocked, false);
+    await(&a);
+    kv_use(kv, &use);
+    assert_int_equal(use.used_bytes, 0);
+}
+
+static struct put_queue shared;
+
+static void *be_refused(void *arg)
+{
+    atomic_uint *left = arg;
+
+    while (atomic_load(left) > 0) {
+        if (put_queue_charge(&shared, 600, false, NULL) != HEDGE_EEXHAUSTED) {
+            atomic_store(left, 0);
+            return arg;
+        }
+        if (atomic_fetch_sub(left, 1) <= 1) {
+            atomic_store(left, 0);
+        }
+    }
+    return NULL;
+}
+
+/* Whoever has room gets it, whatever others ask for meanwhile. */
+static void test_refused_beside_others(void **state)
+{
+    static atomic_uint left;
+    pthread_t thread;
+    void *failed;
+    int rv = 0;
+
+    (void)state;
+    put_queue_init(&shared, 1000);
+    assert_int_equal(put_queue_charge(&shared, 500, false, &err), 0);
+    atomic_store(&left, 200000);
+    assert_int_equal(pthread_create(&thread, NULL, be_refused, &left), 0);
+    while (rv == 0 && atomic_load(&left) > 0) {
+        rv = put_queue_charge(&shared, 400, false, &err);
+        put_queue_uncharge(&shared, rv == 0 ? 400 : 0, false);
+    }
+    atomic_store(&left, 0);
+    assert_int_equal(pthread_join(thread, &failed), 0);
+    assert_null(failed);
+    assert_int_equal(rv, 0);
+    assert_int_equal(atomic_load(&shared.put_bytes), 500);
+}
+
 static void test_stop(void **state)
 {
     struct async a[2];
@@ -715,6 +784,8 @@ int main(void)
         T(test_submit),
         T(test_slow_readers),
         T(test_one_fails),
+        T(test_many_small_puts),
+        T(test_refused_beside_others),
         T(test_stop),
         T(test_wait),
         T(test_no_memory),
