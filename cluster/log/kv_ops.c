@@ -241,6 +241,9 @@ bool kv_weed(struct kv *kv, bool leads, uint64_t token)
         return false;
     }
     kv_hand_out(kv, &ended);
+    if (!leads) { /* What stood behind it may be theirs. */
+        pthread_cond_signal(&kv->far);
+    }
     return true;
 }
 

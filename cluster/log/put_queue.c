@@ -114,7 +114,7 @@ static int late_error(struct kv_op *op, bool leads)
         op->error.code = HEDGE_ETIMEDOUT;
         return HEDGE_ETIMEDOUT;
     }
-    if (leads) {
+    if (leads && op->error.code == 0) { /* It had no turn yet. */
         return error_set(&op->error, HEDGE_ETIMEDOUT,
                          "the log was busy with what came before for all the "
                          "time there was; nothing was written");

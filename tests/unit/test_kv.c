@@ -209,6 +209,7 @@ static int teardown(void **state)
     (void)state;
     SET(blocked, false);
     kv_free(kv);
+    kv_far_idle_ms = 1000;
     pthread_mutex_destroy(&fake.lock);
     return 0;
 }
@@ -701,6 +702,65 @@ static void test_refused_beside_others(void **state)
     assert_int_equal(atomic_load(&shared.put_bytes), 500);
 }
 
+/* Until one is under way. */
+static void await_append(void)
+{
+    uint64_t timeout_ms = 0;
+
+    for (unsigned i = 0; timeout_ms == 0; i++) {
+        assert_true(i < 10000);
+        clock_sleep_ms(1);
+        pthread_mutex_lock(&fake.lock);
+        timeout_ms = fake.timeout_ms;
+        pthread_mutex_unlock(&fake.lock);
+    }
+}
+
+/* The lease is lost while an append waits for its turn: fenced, it goes on to
+ * the forwarders, who were last woken when it was not theirs. */
+static void test_fenced_in_turn(void **state)
+{
+    static struct async a;
+
+    (void)state;
+    kv_far_idle_ms = 100 * PLENTY;
+    start(true, 1 << 20);
+    assert_int_equal(put("a", PLENTY), 0);
+    SET(blocked, true);
+    SET(timeout_ms, 0);
+    async_init(&a, 10);
+    assert_int_equal(kv_submit(kv, &a.op, &err), 0);
+    await_append();
+    SET(leads, false);
+    SET(term, 8);
+    SET(blocked, false);
+    await(&a);
+    assert_int_equal(a.status, 0);
+    assert_int_equal(fake.forwards, 1);
+}
+
+/* One that ends here lets those behind it go elsewhere. */
+static void test_leader_only_in_front(void **state)
+{
+    static struct async a[2];
+
+    (void)state;
+    kv_far_idle_ms = 100 * PLENTY;
+    start(false, 1 << 20);
+    for (unsigned i = 0; i < 60; i++) {
+        SET(n_ids, 0);
+        async_init(&a[0], 10);
+        async_init(&a[1], 10);
+        a[0].op.flags = KV_LEADER_ONLY;
+        assert_int_equal(kv_submit(kv, &a[0].op, &err), 0);
+        assert_int_equal(kv_submit(kv, &a[1].op, &err), 0);
+        await(&a[0]);
+        await(&a[1]);
+        assert_int_equal(a[0].status, HEDGE_ENOTLEADER);
+        assert_int_equal(a[1].status, 0);
+    }
+}
+
 static void test_stop(void **state)
 {
     struct async a[2];
@@ -786,6 +846,8 @@ int main(void)
         T(test_one_fails),
         T(test_many_small_puts),
         T(test_refused_beside_others),
+        T(test_fenced_in_turn),
+        T(test_leader_only_in_front),
         T(test_stop),
         T(test_wait),
         T(test_no_memory),
