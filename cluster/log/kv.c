@@ -23,6 +23,8 @@
 #define GAP_MIN_NS 50000u
 #define GAP_MAX_NS 500000u
 
+unsigned kv_far_idle_ms = 1000;
+
 /* --- committing -------------------------------------------------------------
  */
 
@@ -217,7 +219,12 @@ static void commit(struct kv *kv, uint64_t token)
         kv_hand_out(kv, &ended);
     }
     if (again && rv == HEDGE_EFENCED) {
-        (void)kv_sleep_ms(&kv->work, &kv->lock, RETRY_MS);
+        uint64_t until_ns = clock_mono_ns() + RETRY_MS * 1000000u;
+
+        pthread_cond_broadcast(&kv->far); /* It may be theirs now. */
+        /* All of it: they wake this one when it is not. */
+        while (!kv->q.closing && kv_sleep_ns(&kv->work, &kv->lock, until_ns)) {
+        }
     }
 }
 
@@ -333,7 +340,7 @@ static void *forwarder_main(void *arg)
     pthread_mutex_lock(&kv->lock);
     while (!kv->q.closing) {
         if (puts == NULL || !for_others(kv)) {
-            (void)kv_sleep_ms(&kv->far, &kv->lock, IDLE_MS);
+            (void)kv_sleep_ms(&kv->far, &kv->lock, kv_far_idle_ms);
         } else {
             forward(kv, puts);
         }

@@ -32,7 +32,7 @@ struct kv;
 struct kv_options {
     const struct engine *engine;
     const char *id;        /* Named as the leader in what this node appends. */
-    uint64_t budget_bytes; /* Of keys and values that wait. */
+    uint64_t budget_bytes; /* Of puts that wait, with keys and values. */
     void *ctx;
     /* Does this node lead now, and with which token? Must not block. */
     bool (*leads)(void *ctx, uint64_t *token);

@@ -69,6 +69,9 @@ struct kv {
 
 /* --- kv.c --- */
 
+/* How long a forwarder sleeps whom nobody wakes. */
+extern unsigned kv_far_idle_ms;
+
 /* When nobody else is there, the caller commits by itself, which saves it two
  * changes of threads. false: it has to wait in line; else *status is how it
  * ended. */

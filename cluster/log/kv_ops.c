@@ -243,6 +243,9 @@ bool kv_weed(struct kv *kv, bool leads, uint64_t token)
         return false;
     }
     kv_hand_out(kv, &ended);
+    if (!leads) { /* What stood behind it may be theirs. */
+        pthread_cond_signal(&kv->far);
+    }
     return true;
 }
 
@@ -462,7 +465,8 @@ void kv_use(struct kv *kv, struct kv_use *out)
                            .transactions = kv->n_transactions,
                            .queued = kv->q.n_queued + atomic_load(&kv->n_inbox),
                            .live = atomic_load(&kv->n_live),
-                           .used_bytes = atomic_load(&kv->q.used_bytes),
+                           .used_bytes = atomic_load(&kv->q.put_bytes) +
+                                         atomic_load(&kv->q.read_bytes),
                            .limit_bytes = kv->o.budget_bytes};
     pthread_mutex_unlock(&kv->lock);
 }

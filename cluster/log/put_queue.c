@@ -29,45 +29,53 @@ static size_t op_bytes(const struct kv_op *op)
 void put_queue_op_init(struct kv_op *op)
 {
     op->bytes = op_bytes(op);
-    op->charge = (op->flags & KV_RESERVED) != 0 ? 0 : op->bytes;
+    op->charge = (op->flags & KV_RESERVED) != 0
+                     ? 0
+                     : op->bytes + op->n * sizeof *op->puts;
     op->sent = false;
     op->status = 0;
     error_clear(&op->error);
     list_init(&op->link);
 }
 
-static bool has_room(const struct put_queue *q, uint64_t used, uint64_t read,
+/* Beside what is held by the same kind, and by the other one. */
+static bool has_room(const struct put_queue *q, uint64_t held, uint64_t others,
                      uint64_t bytes, bool reading)
 {
     uint64_t half = q->budget_bytes / 2;
 
-    if (used + bytes <= q->budget_bytes && (!reading || read + bytes <= half)) {
+    if (held + others + bytes <= q->budget_bytes &&
+        (!reading || held + bytes <= half)) {
         return true;
     }
-    return reading ? read == 0 && used <= half : used <= read;
+    return held == 0 && (!reading || others <= half);
 }
 
+/* Only what fits is ever added: a sum that is too large for a moment would have
+ * somebody else refused who has room. */
 int put_queue_charge(struct put_queue *q, uint64_t bytes, bool reading,
                      struct hedge_error *e)
 {
-    uint64_t for_readers = reading ? bytes : 0;
-    uint64_t read = atomic_fetch_add(&q->read_bytes, for_readers);
-    uint64_t used = atomic_fetch_add(&q->used_bytes, bytes);
+    atomic_uint_fast64_t *mine = reading ? &q->read_bytes : &q->put_bytes;
+    atomic_uint_fast64_t *other = reading ? &q->put_bytes : &q->read_bytes;
+    uint_fast64_t held = atomic_load(mine);
 
-    if (bytes > 0 && !has_room(q, used, read, bytes, reading)) {
-        put_queue_uncharge(q, bytes, reading);
-        return error_set(e, HEDGE_EEXHAUSTED,
-                         "the message limit is used up: puts of %llu bytes "
-                         "wait already",
-                         (unsigned long long)used);
-    }
+    do {
+        uint64_t others = atomic_load(other);
+
+        if (bytes > 0 && !has_room(q, held, others, bytes, reading)) {
+            return error_set(e, HEDGE_EEXHAUSTED,
+                             "the message limit is used up: puts of %llu bytes "
+                             "wait already",
+                             (unsigned long long)(held + others));
+        }
+    } while (!atomic_compare_exchange_weak(mine, &held, held + bytes));
     return 0;
 }
 
 void put_queue_uncharge(struct put_queue *q, uint64_t bytes, bool reading)
 {
-    (void)atomic_fetch_sub(&q->used_bytes, bytes);
-    (void)atomic_fetch_sub(&q->read_bytes, reading ? bytes : 0);
+    (void)atomic_fetch_sub(reading ? &q->read_bytes : &q->put_bytes, bytes);
 }
 
 void put_queue_push(struct put_queue *q, struct kv_op *op)
@@ -107,7 +115,7 @@ static int late_error(struct kv_op *op, bool leads)
     if (op->error.code == HEDGE_ETIMEDOUT) {
         return HEDGE_ETIMEDOUT; /* With its reason. */
     }
-    if (leads) {
+    if (leads && op->error.code == 0) { /* It had no turn yet. */
         return error_set(&op->error, HEDGE_ETIMEDOUT,
                          "the log was busy with what came before for all the "
                          "time there was; nothing was written");

@@ -24,14 +24,14 @@ struct put_queue {
     bool closing;
     bool leading; /* As the caller last knew. */
     uint64_t budget_bytes;
-    /* The second: of the first, readers'. */
-    atomic_uint_fast64_t used_bytes, read_bytes;
+    atomic_uint_fast64_t put_bytes, read_bytes; /* Taken of it. */
 };
 
 void put_queue_init(struct put_queue *q, uint64_t budget_bytes);
 
 /* A part of the budget. Readers wait for their clients' pace: half of it is not
- * for them. One of each kind may be larger than what there is. */
+ * for them. One of each kind may be larger than what there is, and a put and a
+ * reader that come at the very same moment may both get the last of it. */
 int put_queue_charge(struct put_queue *q, uint64_t bytes, bool reading,
                      struct hedge_error *e);
 void put_queue_uncharge(struct put_queue *q, uint64_t bytes, bool reading);

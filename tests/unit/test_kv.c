@@ -1,6 +1,6 @@
 /* Group commit and forwarding, over an engine and a leader of the test's own.
  */
-#include "cluster/log/kv.h"
+#include "cluster/log/kv_internal.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
 
@@ -209,6 +209,7 @@ static int teardown(void **state)
     (void)state;
     SET(blocked, false);
     kv_free(kv);
+    kv_far_idle_ms = 1000;
     pthread_mutex_destroy(&fake.lock);
     return 0;
 }
@@ -632,6 +633,134 @@ static void test_one_fails(void **state)
     assert_int_equal(fake.revision, 4);
 }
 
+/* What waits is more than its bytes. */
+static void test_many_small_puts(void **state)
+{
+    static struct engine_put puts[KV_BATCH_PUTS];
+    static struct async a, many;
+    struct kv_use use;
+
+    (void)state;
+    start(true, sizeof puts);
+    SET(blocked, true);
+    async_init(&a, 1);
+    assert_int_equal(kv_submit(kv, &a.op, &err), 0);
+    kv_use(kv, &use);
+    assert_int_equal(use.used_bytes, 2 + sizeof a.put);
+    for (unsigned i = 0; i < KV_BATCH_PUTS; i++) {
+        puts[i] = a.put;
+    }
+    async_init(&many, 1);
+    many.op.puts = puts;
+    many.op.n = KV_BATCH_PUTS;
+    assert_int_equal(kv_submit(kv, &many.op, &err), HEDGE_EEXHAUSTED);
+    SET(blocked, false);
+    await(&a);
+    kv_use(kv, &use);
+    assert_int_equal(use.used_bytes, 0);
+}
+
+static struct put_queue shared;
+
+static void *be_refused(void *arg)
+{
+    atomic_uint *left = arg;
+
+    while (atomic_load(left) > 0) {
+        if (put_queue_charge(&shared, 600, false, NULL) != HEDGE_EEXHAUSTED) {
+            atomic_store(left, 0);
+            return arg;
+        }
+        if (atomic_fetch_sub(left, 1) <= 1) {
+            atomic_store(left, 0);
+        }
+    }
+    return NULL;
+}
+
+/* Whoever has room gets it, whatever others ask for meanwhile. */
+static void test_refused_beside_others(void **state)
+{
+    static atomic_uint left;
+    pthread_t thread;
+    void *failed;
+    int rv = 0;
+
+    (void)state;
+    put_queue_init(&shared, 1000);
+    assert_int_equal(put_queue_charge(&shared, 500, false, &err), 0);
+    atomic_store(&left, 200000);
+    assert_int_equal(pthread_create(&thread, NULL, be_refused, &left), 0);
+    while (rv == 0 && atomic_load(&left) > 0) {
+        rv = put_queue_charge(&shared, 400, false, &err);
+        put_queue_uncharge(&shared, rv == 0 ? 400 : 0, false);
+    }
+    atomic_store(&left, 0);
+    assert_int_equal(pthread_join(thread, &failed), 0);
+    assert_null(failed);
+    assert_int_equal(rv, 0);
+    assert_int_equal(atomic_load(&shared.put_bytes), 500);
+}
+
+/* Until one is under way. */
+static void await_append(void)
+{
+    uint64_t timeout_ms = 0;
+
+    for (unsigned i = 0; timeout_ms == 0; i++) {
+        assert_true(i < 10000);
+        clock_sleep_ms(1);
+        pthread_mutex_lock(&fake.lock);
+        timeout_ms = fake.timeout_ms;
+        pthread_mutex_unlock(&fake.lock);
+    }
+}
+
+/* The lease is lost while an append waits for its turn: fenced, it goes on to
+ * the forwarders, who were last woken when it was not theirs. */
+static void test_fenced_in_turn(void **state)
+{
+    static struct async a;
+
+    (void)state;
+    kv_far_idle_ms = 100 * PLENTY;
+    start(true, 1 << 20);
+    assert_int_equal(put("a", PLENTY), 0);
+    SET(blocked, true);
+    SET(timeout_ms, 0);
+    async_init(&a, 10);
+    assert_int_equal(kv_submit(kv, &a.op, &err), 0);
+    await_append();
+    SET(leads, false);
+    SET(term, 8);
+    SET(blocked, false);
+    await(&a);
+    assert_int_equal(a.status, 0);
+    assert_int_equal(fake.forwards, 1);
+}
+
+/* One that ends here lets those behind it go elsewhere. */
+static void test_leader_only_in_front(void **state)
+{
+    static struct async a[2];
+
+    (void)state;
+    kv_far_idle_ms = 100 * PLENTY;
+    start(false, 1 << 20);
+    for (unsigned i = 0; i < 60; i++) {
+        SET(n_ids, 0);
+        async_init(&a[0], 10);
+        async_init(&a[1], 10);
+        a[0].op.flags = KV_LEADER_ONLY;
+        assert_int_equal(kv_submit(kv, &a[0].op, &err), 0);
+        assert_int_equal(kv_submit(kv, &a[1].op, &err), 0);
+        await(&a[0]);
+        await(&a[1]);
+        assert_int_equal(a[0].status, HEDGE_ENOTLEADER);
+        assert_int_equal(a[1].status, 0);
+    }
+}
+
 static void test_stop(void **state)
 {
     struct async a[2];
@@ -715,6 +844,10 @@ int main(void)
         T(test_submit),
         T(test_slow_readers),
         T(test_one_fails),
+        T(test_many_small_puts),
+        T(test_refused_beside_others),
+        T(test_fenced_in_turn),
+        T(test_leader_only_in_front),
         T(test_stop),
         T(test_wait),
         T(test_no_memory),
