@@ -338,6 +338,7 @@ int peer_service_new(const struct peer_service_options *o,
     p->sos = o->sos;
     p->lease_ms = o->block_lease_ms;
     p->incarnation = o->incarnation;
+    p->reply_send_ms = REPLY_SEND_MS;
     list_init(&p->puts);
     list_init(&p->owners);
     pthread_mutex_init(&p->lock, NULL);

@@ -106,7 +106,7 @@ static int send_error(struct get_stream *s, struct answer *a)
     m.text = a->text;
     assert(hedge__v1__get_reply__get_packed_size(&m) <= sizeof head);
     out.head_len = hedge__v1__get_reply__pack(&m, head);
-    return rpc_stream_post(s->rpc, &out, REPLY_SEND_MS);
+    return rpc_stream_post(s->rpc, &out, s->service->reply_send_ms);
 }
 
 static int send_block(struct get_stream *s, const struct answer *a)
@@ -122,7 +122,21 @@ static int send_block(struct get_stream *s, const struct answer *a)
     m.request = a->number;
     out.head_len = hedge__v1__get_reply__pack(&m, head);
     out.head_len += wire_body_tag(a->len, head + out.head_len);
-    return rpc_stream_post(s->rpc, &out, REPLY_SEND_MS);
+    return rpc_stream_post(s->rpc, &out, s->service->reply_send_ms);
+}
+
+/* Lock held, let go in between: an answer that will not be sent. */
+static void give_back(struct get_stream *s, const struct answer *a)
+{
+    struct peer_service *p = s->service;
+
+    if (a->loan != NULL) {
+        pthread_mutex_unlock(&p->lock);
+        arena_unref(sos_arena(p->sos), a->loan->block);
+        mem_free(a->loan);
+        pthread_mutex_lock(&p->lock);
+    }
+    done_with(s);
 }
 
 /* Lock held, let go in between. The answer is not the ring's any more. */
@@ -138,6 +152,11 @@ static void send_one(struct get_stream *s, struct answer *a)
     }
     pthread_mutex_unlock(&p->lock);
     rv = is_block ? send_block(s, a) : send_error(s, a);
+    if (rv == HEDGE_ETIMEDOUT) {
+        /* What the transport has comes back only now, and the handler may be
+         * waiting for requests. */
+        rpc_stream_cancel(s->rpc);
+    }
     pthread_mutex_lock(&p->lock);
     if (!is_block) {
         done_with(s);
@@ -148,7 +167,8 @@ static void send_one(struct get_stream *s, struct answer *a)
     }
 }
 
-/* One sends at a time, and what others have meanwhile, too. */
+/* One sends at a time, and what others have meanwhile, too. Nobody waits a
+ * second time for a client that has not read. */
 static void deliver(struct get_stream *s, const struct answer *answer)
 {
     struct peer_service *p = s->service;
@@ -163,7 +183,11 @@ static void deliver(struct get_stream *s, const struct answer *answer)
             a = s->answers[s->first_answer];
             s->first_answer = (s->first_answer + 1) % PEER_WINDOW;
             s->n_answers--;
-            send_one(s, &a);
+            if (s->failed != 0) {
+                give_back(s, &a);
+            } else {
+                send_one(s, &a);
+            }
         }
         s->sending = false;
     }

@@ -33,6 +33,7 @@
 struct peer_service {
     struct sos *sos;
     uint64_t lease_ms, incarnation;
+    uint64_t reply_send_ms; /* REPLY_SEND_MS, if not a test. */
     pthread_mutex_t lock;
     pthread_cond_t returned; /* `out` has become smaller. */
     struct list puts;        /* Put streams that run. */

@@ -51,7 +51,7 @@ static int send_reply(struct put_stream *s, const struct incoming *in)
     unsigned char head[REPLY_HEAD_MAX];
     struct rpc_out out = {.head = head, .head_len = encode_reply(in, head)};
 
-    return rpc_stream_post(s->rpc, &out, REPLY_SEND_MS);
+    return rpc_stream_post(s->rpc, &out, s->service->reply_send_ms);
 }
 
 /* Lock held, let go in between. Send what has been stored, unless another

@@ -2,6 +2,7 @@
  * and often misbehaves. */
 #include "tests/lib/peer_node.h"
 
+#include "cluster/peer/serve_peer_internal.h"
 #include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
 #include "store/base/hash.h"
@@ -564,6 +565,63 @@ static void many_gets(void **state)
     move_release(&none);
 }
 
+static unsigned blocks_out(void)
+{
+    unsigned n;
+
+    pthread_mutex_lock(&node.service->lock);
+    n = node.service->out;
+    pthread_mutex_unlock(&node.service->lock);
+    return n;
+}
+
+/* So many are asked for and none is read: the transport has two, and another
+ * one waits for its turn. All are given back in time, or `false`. */
+static bool stall(unsigned n, uint64_t send_ms, uint64_t within_ms)
+{
+    struct rpc_stream *put = open_stream(PUT), *s = open_stream(GET);
+    Hedge__V1__PutRequest p = request(1);
+    uint64_t until_ms;
+    struct move b;
+    bool all;
+
+    move_init(&b, 9, n, PEER_TEST_BLOCK);
+    assert_null(put_one(put, &p, b.bytes, b.req.len));
+    node.service->reply_send_ms = send_ms;
+    for (unsigned i = 0; i < n; i++) {
+        assert_int_equal(send_get(s, i, &b), 0);
+    }
+    while (blocks_out() < 3) {
+        clock_sleep_ms(1);
+    }
+    until_ms = clock_mono_ms() + within_ms;
+    while (blocks_out() > 0 && clock_mono_ms() < until_ms) {
+        clock_sleep_ms(1);
+    }
+    all = blocks_out() == 0;
+    rpc_stream_free(s);
+    rpc_stream_free(put);
+    move_release(&b);
+    return all;
+}
+
+/* Its connection is well, but it does not read. The blocks are read from disk
+ * by other threads than the handler's, which waits for requests or its turn. */
+static void a_reader_that_stalls(void **state)
+{
+    bool few, many;
+
+    (void)state;
+    (void)setup_with(
+        (struct sos_options){.lend_mem = 1, .disk_limit = 64 * MIB});
+    few = stall(PEER_WINDOW, 500, WAIT_MS);
+    /* All that wait would take six times as long, one after the other. */
+    many = stall(40, 3000, 11000);
+    (void)teardown(NULL);
+    assert_true(few);
+    assert_true(many);
+}
+
 static void malformed_gets(void **state)
 {
     static const unsigned char junk[2000] = {0xff, 0xff, 0xff, 1, 2, 3};
@@ -593,6 +651,7 @@ static const struct CMUnitTest tests[] = {
     TEST(empty_parts_end),
     TEST(malformed_calls),
     TEST(many_gets),
+    cmocka_unit_test(a_reader_that_stalls),
     TEST(malformed_gets),
 };
 
