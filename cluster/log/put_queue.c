@@ -108,7 +108,9 @@ static int late_error(struct kv_op *op, bool leads)
                              "the leader has not answered in time; the put "
                              "may yet happen");
         }
-        (void)error_prefix(&op->error, "the put may yet happen; last attempt");
+        (void)error_prefix(&op->error,
+                           "no leader has acknowledged the put, which may "
+                           "yet happen; last attempt");
         op->error.code = HEDGE_ETIMEDOUT;
         return HEDGE_ETIMEDOUT;
     }

@@ -465,8 +465,9 @@ static void test_no_leader(void **state)
     assert_in_range(clock_mono_ms() - from, 100, 2000);
     SET(forward_fail, HEDGE_EUNAVAILABLE); /* It may have got there. */
     assert_int_equal(put("a", 200), HEDGE_ETIMEDOUT);
-    assert_string_equal(err.text, "the put may yet happen; last attempt: the "
-                                  "test says so");
+    assert_string_equal(err.text,
+                        "no leader has acknowledged the put, which may "
+                        "yet happen; last attempt: the test says so");
     {
         struct engine_put p = {.key = "a", .key_len = 1};
 
