@@ -23,6 +23,7 @@
 #define RETRY_MS 20
 #define LOOK_MS 100
 #define META_MAX 256
+#define META_TEXT_MAX ((size_t)64 << 10)
 
 struct leg {
     struct hedge_stream *hs;
@@ -34,8 +35,10 @@ struct leg {
     struct hedge_error error; /* The first of both; under the stream's lock. */
     uint64_t stuck_since_ms;  /* 0: it takes messages. */
     struct msg_buf buf;       /* The message that is arriving, or has. */
-    Hedge__V1__StreamItem *first; /* Its first piece, for the pairs. */
-    bool whole;                   /* It has been handed out. */
+    bool begun;               /* Its first piece has come, with the pairs: */
+    size_t n_meta;            /* keys and values, one after the other. */
+    char *meta;               /* NULL: none. */
+    bool whole;               /* It has been handed out. */
 };
 
 struct hedge_stream {
@@ -158,7 +161,7 @@ static void leg_release(struct leg *l)
     if (l->channel != NULL) {
         node_channel_put(l->hs->n, l->channel);
     }
-    pb_free(l->first);
+    mem_free(l->meta);
     msg_buf_release(&l->buf);
 }
 
@@ -379,13 +382,28 @@ HEDGE_API int hedge_stream_send(struct hedge_stream *s,
                           : msg_stream_pass(s, s->from, m, timeout_ms);
 }
 
+static size_t text_size(const char *key, const char *value)
+{
+    return strlen(key) + 1 + strlen(value) + 1;
+}
+
+static bool meta_fits(const struct hedge_message *m)
+{
+    size_t size = 0;
+
+    for (size_t i = 0; i < m->n_meta && i < META_MAX; i++) {
+        size += text_size(m->meta[i].key, m->meta[i].value);
+    }
+    return m->n_meta <= META_MAX && size <= META_TEXT_MAX;
+}
+
 int msg_stream_pass(struct hedge_stream *s, const char *from,
                     const struct hedge_message *m, uint64_t timeout_ms)
 {
     Hedge__V1__Meta **meta = NULL, *pairs = NULL;
     int rv;
 
-    if (m->len > MSG_MAX || m->n_meta > META_MAX) {
+    if (m->len > MSG_MAX || !meta_fits(m)) {
         return HEDGE_ETOOBIG;
     }
     if (m->n_meta > 0) {
@@ -428,6 +446,36 @@ HEDGE_API int hedge_stream_close_send(struct hedge_stream *s)
 /* --- receiving --------------------------------------------------------------
  */
 
+/* The pairs of a message. Nothing else of its items is kept: whatever they
+ * have beside their data is not counted against the message limit. */
+static int keep_meta(struct leg *l, const Hedge__V1__StreamItem *item,
+                     struct hedge_error *e)
+{
+    size_t size = 0;
+    char *at;
+
+    if (item->n_meta > META_MAX) {
+        return error_set(e, HEDGE_EPROTO, "more than %d pairs", META_MAX);
+    }
+    for (size_t i = 0; i < item->n_meta; i++) {
+        size += text_size(item->meta[i]->key, item->meta[i]->value);
+    }
+    if (size > META_TEXT_MAX) {
+        return error_set(e, HEDGE_EPROTO, "pairs of more than %zu bytes",
+                         META_TEXT_MAX);
+    }
+    l->meta = at = size > 0 ? mem_alloc(size) : NULL;
+    if (size > 0 && at == NULL) {
+        return error_set(e, HEDGE_ENOMEM, "no memory for a message");
+    }
+    for (size_t i = 0; i < item->n_meta; i++) {
+        at = stpcpy(at, item->meta[i]->key) + 1;
+        at = stpcpy(at, item->meta[i]->value) + 1;
+    }
+    l->n_meta = item->n_meta;
+    return 0;
+}
+
 /* A piece has come. 0: the message is whole; HEDGE_EAGAIN: it is not. */
 static int add_piece(struct leg *l, Hedge__V1__StreamItem *item,
                      struct hedge_error *e)
@@ -442,24 +490,21 @@ static int add_piece(struct leg *l, Hedge__V1__StreamItem *item,
     rv = msg_buf_reserve(&l->buf, l->buf.len + item->data.len, ROOM_MS, e);
     rv =
         rv != 0 ? rv : msg_buf_append(&l->buf, item->data.data, item->data.len);
-    if (rv == 0 && item->n_meta > META_MAX) {
-        rv = error_set(e, HEDGE_EPROTO, "more than %d pairs", META_MAX);
+    if (rv == 0 && !l->begun) {
+        l->begun = true;
+        rv = keep_meta(l, item, e);
     }
-    pb_drop_bytes(&item->data); /* What is kept of it is its pairs. */
-    if (rv != 0 || l->first != NULL) {
-        pb_free(item);
-    } else {
-        l->first = item;
-    }
+    pb_free(item);
     return rv != 0 ? rv : more ? HEDGE_EAGAIN : 0;
 }
 
 static void forget(struct leg *l)
 {
-    pb_free(l->first);
-    l->first = NULL;
+    mem_free(l->meta);
+    l->meta = NULL;
+    l->n_meta = 0;
     msg_buf_clear(&l->buf);
-    l->whole = false;
+    l->begun = l->whole = false;
 }
 
 /* What a leg has: 0, HEDGE_EAGAIN: nothing yet, or how it has ended. */
@@ -486,14 +531,18 @@ static int leg_recv(struct leg *l, struct hedge_error *e)
 static int hand_out(struct hedge_stream *s, struct leg *l,
                     struct hedge_message *out)
 {
+    const char *at = l->meta;
+
     out->data = l->buf.len > 0 ? l->buf.data : (const void *)"";
     out->len = l->buf.len;
     out->from = l->id;
     out->meta = s->meta;
-    out->n_meta = l->first->n_meta;
-    for (size_t i = 0; i < l->first->n_meta; i++) {
-        s->meta[i].key = l->first->meta[i]->key;
-        s->meta[i].value = l->first->meta[i]->value;
+    out->n_meta = l->n_meta;
+    for (size_t i = 0; i < l->n_meta; i++) {
+        s->meta[i].key = at;
+        at += strlen(at) + 1;
+        s->meta[i].value = at;
+        at += strlen(at) + 1;
     }
     l->whole = true;
     return 0;

@@ -6,7 +6,8 @@
  * Threads:   as hedge_stream_send() and hedge_stream_recv().
  * Errors:    as those.
  * Units:     milliseconds.
- * Limits:    a message of up to MSG_MAX bytes, in pieces of 1 MiB. */
+ * Limits:    a message of up to MSG_MAX bytes, in pieces of 1 MiB, with up to
+ *            256 pairs of 64 KiB of text, terminators included. */
 #ifndef CLUSTER_MSG_STREAM_H
 #define CLUSTER_MSG_STREAM_H
 

@@ -251,31 +251,36 @@ class Commands(SharedTest):
 
     def test_foreign_stream(self):
         pair = self.pb.Meta(key="k", value="v")
+        long = self.pb.Meta(value="w" * 60000)
         for method in (self.stub.StreamLeader, self.stub.StreamBroadcast):
             items = Items(self.pb.StreamItem(open=self.pb.StreamOpen()))
             replies = (r for r in method(items, timeout=60)
                        if not r.HasField("open"))
             members = 1 if method is self.stub.StreamLeader else 3
             for i in range(10):
-                items.send(self.pb.StreamItem(data=b"%d" % i, meta=[pair]))
+                items.send(self.pb.StreamItem(data=b"%d" % i,
+                                              meta=[pair, long]))
                 for _ in range(members):
                     r = next(replies)
                     self.assertEqual(r.data, f"{r.from_}: {i}".encode()
                                      if hasattr(r, "from_") else
                                      f"{getattr(r, 'from')}: {i}".encode())
-                    self.assertEqual(r.meta[0].value, "v")
+                    self.assertEqual([(m.key, m.value) for m in r.meta],
+                                     [("k", "v"), ("", "w" * 60000)])
             items.close()
             self.assertEqual(list(replies), [])
 
     def test_foreign_stream_nonsense(self):
         pair = self.pb.Meta(key="k", value="v")
+        long = self.pb.Meta(key="k", value="v" * (40 << 10))
         for method in (self.stub.StreamLeader, self.stub.StreamBroadcast):
-            items = Items(self.pb.StreamItem(open=self.pb.StreamOpen()),
-                          self.pb.StreamItem(meta=[pair] * 300))
-            with self.assertRaises(grpc.RpcError) as caught:
-                list(method(items, timeout=20))
-            items.close()
-            self.assertEqual(hedge_error(caught.exception), "EPROTO")
+            for meta in [pair] * 300, [long] * 2:
+                items = Items(self.pb.StreamItem(open=self.pb.StreamOpen()),
+                              self.pb.StreamItem(meta=meta))
+                with self.assertRaises(grpc.RpcError) as caught:
+                    list(method(items, timeout=20))
+                items.close()
+                self.assertEqual(hedge_error(caught.exception), "EPROTO")
 
     def test_foreign_nonsense(self):
         calls = (
