@@ -219,7 +219,7 @@ static void commit(struct kv *kv, uint64_t token)
         kv_hand_out(kv, &ended);
     }
     if (again && rv == HEDGE_EFENCED) {
-        uint64_t until_ns = clock_mono_ns() + RETRY_MS * 1000000u;
+        uint64_t until_ns = clock_mono_ns() + (uint64_t)RETRY_MS * 1000000u;
 
         pthread_cond_broadcast(&kv->far); /* It may be theirs now. */
         /* All of it: they wake this one when it is not. */

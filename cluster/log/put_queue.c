@@ -61,13 +61,13 @@ int put_queue_charge(struct put_queue *q, uint64_t bytes, bool reading,
     uint_fast64_t held = atomic_load(mine);
 
     do {
-        uint64_t others = atomic_load(other);
+        uint64_t others = atomic_load(other), all = held + others;
 
         if (bytes > 0 && !has_room(q, held, others, bytes, reading)) {
             return error_set(e, HEDGE_EEXHAUSTED,
                              "the message limit is used up: puts of %llu bytes "
                              "wait already",
-                             (unsigned long long)(held + others));
+                             (unsigned long long)all);
         }
     } while (!atomic_compare_exchange_weak(mine, &held, held + bytes));
     return 0;
