@@ -141,12 +141,13 @@ def _port_share():
     while that is down."""
     size = (PORTS_TO - PORTS_FROM) // PORT_SHARES
     for share in range(PORT_SHARES):
-        lock = open(os.path.join(tempfile.gettempdir(),
-                                 f"hedge-test-ports-{share}"), "a")
+        lock = os.open(os.path.join(tempfile.gettempdir(),
+                                    f"hedge-test-ports-{share}"),
+                       os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            lock.close()
+            os.close(lock)
             continue
         return PORTS_FROM + share * size, size, lock
     return PORTS_FROM, PORTS_TO - PORTS_FROM, None
