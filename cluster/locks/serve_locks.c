@@ -113,13 +113,13 @@ static struct served *begin(struct rpc_call *rpc, void *ctx,
                             enum semaphore_op op)
 {
     struct served *s = mem_calloc(1, sizeof *s);
-    uint64_t left_ms = rpc_call_left_ms(rpc);
+    uint64_t ms = rpc_usable_ms(rpc_call_left_ms(rpc));
 
     if (s == NULL) {
         rpc_fail(rpc, HEDGE_ENOMEM, "no memory for a call");
         return NULL;
     }
-    lock_call_init(&s->call, op, left_ms < CALL_MS ? left_ms : CALL_MS);
+    lock_call_init(&s->call, op, ms < CALL_MS ? ms : CALL_MS);
     s->call.done = on_done;
     s->node = ctx;
     s->rpc = rpc;
@@ -172,9 +172,21 @@ static void on_over(void *arg, bool gone)
     served_unref(s);
 }
 
+/* It ends in time for its caller to be told why. */
+static void bound_wait(struct served *s)
+{
+    uint64_t ms = rpc_usable_ms(rpc_call_left_ms(s->rpc));
+    uint64_t *wait_ms = &s->call.call.wait_ms;
+
+    if (*wait_ms > ms) {
+        *wait_ms = ms > 0 ? ms : 1; /* 0: no wait at all. */
+    }
+}
+
 static void submit(struct served *s, bool watched)
 {
     if (watched) {
+        bound_wait(s);
         atomic_fetch_add(&s->refs, 1);
         rpc_call_watch(s->rpc, on_over, s);
     }

@@ -27,19 +27,11 @@
 #define FOLLOW_STEP_MS 200u
 #define SEND_STEP_MS 1000u
 
-/* Less than the caller waits, so that reasons get back to it. */
-static uint64_t less_ms(uint64_t left_ms)
-{
-    uint64_t margin = left_ms / 4 < 400 ? left_ms / 4 : 400;
-
-    return left_ms - margin;
-}
-
 static uint64_t deadline_of(uint64_t asked_ms, uint64_t left_ms)
 {
     uint64_t ms = asked_ms != 0 ? asked_ms : DEFAULT_MS, now = clock_mono_ms();
 
-    left_ms = less_ms(left_ms);
+    left_ms = rpc_usable_ms(left_ms);
     ms = ms < left_ms ? ms : left_ms;
     return ms < UINT64_MAX - now ? now + ms : UINT64_MAX;
 }
@@ -673,7 +665,7 @@ void serve_log_compact(struct rpc_call *call, void *ctx, const void *req,
         return;
     }
     rv = node_log_compact(ctx, m->before_revision, m->before_ms, m->keep,
-                          m->leader_only, less_ms(rpc_call_left_ms(call)),
+                          m->leader_only, rpc_usable_ms(rpc_call_left_ms(call)),
                           &reply.removed, &e);
     if (rv == 0) {
         pb_reply(call, &reply.base);

@@ -189,6 +189,7 @@ void rpc_process_setup(void)
 
 #define NS_PER_MS 1000000u
 #define NS_PER_S 1000000000u
+#define MARGIN_MAX_MS 400u
 
 uint64_t rpc_until(uint64_t timeout_ms)
 {
@@ -234,6 +235,13 @@ uint64_t rpc_left_ms(uint64_t until_ns)
         return UINT64_MAX;
     }
     return until_ns > now ? (until_ns - now) / 1000000u : 0;
+}
+
+uint64_t rpc_usable_ms(uint64_t left_ms)
+{
+    uint64_t margin = left_ms / 4 < MARGIN_MAX_MS ? left_ms / 4 : MARGIN_MAX_MS;
+
+    return left_ms == UINT64_MAX ? left_ms : left_ms - margin;
 }
 
 void rpc_cond_init(pthread_cond_t *c)

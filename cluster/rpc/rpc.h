@@ -163,6 +163,9 @@ bool rpc_call_is_cancelled(struct rpc_call *c);
 /* What is left of the caller's deadline; UINT64_MAX: it has none. */
 uint64_t rpc_call_left_ms(const struct rpc_call *c);
 uint64_t rpc_stream_left_ms(const struct rpc_stream *s);
+/* Of what is left, what may be used up: less than the caller waits, so that the
+ * reason gets back to it when time is up. */
+uint64_t rpc_usable_ms(uint64_t left_ms);
 /* For calls that wait long: `fn` runs once, on the I/O thread or inside this
  * call, when the call is over; `gone`: before it was answered, or before the
  * answer had left. At most once per call, before it is answered; `fn` must not

@@ -743,6 +743,31 @@ class Failover(LockTest):
         self.assert_error("EBUSY", late.try_acquire, "one", 1)
         self.assertEqual(late.list("one")[0].holders[0].token, taken)
 
+    def test_without_a_leader_the_reason_is_told(self):
+        """Also when the caller's time and the node's are the same."""
+        cluster = self.cluster(2, lease="60s")
+        leader, other = cluster.leader(), cluster.others()[0]
+        leader.kill()
+        client = Client(other)
+        stub, request = client.stub, client.request("x", 1)
+        query = client.pb.LockQuery(name="x")
+        for fn, message in ((stub.OpenSession, client.session),
+                            (stub.TryAcquire, request),
+                            (stub.Acquire, request),  # For ever.
+                            (stub.List, query)) * 2:
+            with self.assertRaises(grpc.RpcError) as caught:
+                fn(message, timeout=1)
+            self.assertIn(hedge_error(caught.exception),
+                          ("ENOLEADER", "ETIMEDOUT"), str(caught.exception))
+            self.assertIn("leader", caught.exception.details())
+        for args in (("sem", "ls"), ("sem", "release", "x", "1"),
+                     ("sem", "acquire", "x", "--limit", "1", "--ttl", "1s",
+                      "--wait", "0s"),
+                     ("lock", "run", "--wait", "0s", "x", "--", "true")):
+            result = other.ctl("--timeout", "1s", *args)
+            self.assertNotEqual(result.status, 0, args)
+            self.assertIn("leader", result.err, args)
+
     def test_everything_restarts(self):
         cluster = self.cluster(1, lease="1s")
         node = cluster.nodes[0]

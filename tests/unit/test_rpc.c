@@ -208,6 +208,17 @@ static void test_timeout(void **state)
     assert_int_equal(atomic_load(&s.ended), 1);
 }
 
+/* A reason has time to get back, and nobody is left with none. */
+static void test_usable_time(void **state)
+{
+    (void)state;
+    assert_int_equal(rpc_usable_ms(RPC_NO_TIMEOUT), RPC_NO_TIMEOUT);
+    assert_int_equal(rpc_usable_ms(15000), 14600);
+    assert_int_equal(rpc_usable_ms(1000), 750);
+    assert_int_equal(rpc_usable_ms(1), 1);
+    assert_int_equal(rpc_usable_ms(0), 0);
+}
+
 static void test_sizes(void **state)
 {
     char *p = mem_alloc(RPC_MESSAGE_MAX + 1);
@@ -506,6 +517,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_texts),
         cmocka_unit_test(test_unknown_method),
         cmocka_unit_test(test_timeout),
+        cmocka_unit_test(test_usable_time),
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_many_callers),
         cmocka_unit_test(test_unreachable),
