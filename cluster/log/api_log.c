@@ -146,6 +146,8 @@ static int get_many(struct hedge_node *n, struct engine_query *q,
                            "the versions of this key take more than the "
                            "message limit of %zu bytes; read them in pages",
                            page.max_bytes);
+        } else if (rv == 0 && more && n->closing) {
+            rv = error_set(e, HEDGE_ECLOSED, "the node stops");
         }
     }
     if (rv == 0 && page.n == 0) {

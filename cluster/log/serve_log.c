@@ -288,10 +288,30 @@ static void get_query(const Hedge__V1__LogGetRequest *m, struct engine_query *q)
                                            : 1;
 }
 
-/* All that was asked for, in a page; *fits: it has room for it. */
-static int get_page(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
-                    struct log_encoder *page, bool *fits, struct hedge_error *e)
+/* Between two looks at many versions that are not in the answer. */
+static int look_on(struct hedge_node *n, struct rpc_call *call,
+                   uint64_t deadline_ms, struct hedge_error *e)
 {
+    (void)rpc_lend_thread();
+    if (n->closing) {
+        return error_set(e, HEDGE_EUNAVAILABLE, "the node stops");
+    }
+    if (rpc_call_is_cancelled(call)) {
+        return error_set(e, HEDGE_ECANCELED, "the caller has gone");
+    }
+    return clock_mono_ms() < deadline_ms
+               ? 0
+               : error_set(e, HEDGE_ETIMEDOUT,
+                           "the time was up before all versions of this key "
+                           "were looked at: many are hidden");
+}
+
+/* All that was asked for, in a page; *fits: it has room for it. */
+static int get_page(struct hedge_node *n, struct rpc_call *call,
+                    const Hedge__V1__LogGetRequest *m, struct log_encoder *page,
+                    bool *fits, struct hedge_error *e)
+{
+    uint64_t deadline_ms = deadline_of(UINT64_MAX, rpc_call_left_ms(call));
     struct engine_query q;
     bool more = true;
     int rv = 0;
@@ -309,8 +329,8 @@ static int get_page(struct hedge_node *n, const Hedge__V1__LogGetRequest *m,
         if (rv == 0 && page->failed) {
             break;
         }
-        if (more) { /* Many rows are in between. */
-            (void)rpc_lend_thread();
+        if (rv == 0 && more && !page->full && page->wants == 0) {
+            rv = look_on(n, call, deadline_ms, e);
         }
     }
     *fits = !page->full && page->wants == 0;
@@ -358,7 +378,7 @@ static int get_large(struct hedge_node *n, struct rpc_call *call,
     h->bytes = RPC_MESSAGE_MAX;
     log_encoder_release(page);
     log_encoder_init(page, GET_MAX_BYTES, GET_MAX_BYTES);
-    rv = get_page(n, m, page, &fits, e);
+    rv = get_page(n, call, m, page, &fits, e);
     if (rv == 0 && (!fits || page->len > GET_MAX_BYTES)) {
         rv = error_set(e, HEDGE_ETOOBIG,
                        "the versions do not fit a message of %zu bytes; use "
@@ -392,7 +412,7 @@ void serve_log_get(struct rpc_call *call, void *ctx, const void *req,
     }
     log_encoder_init(&page, GET_SMALL_BYTES, GET_SMALL_BYTES);
     rv = check_get(m, &e);
-    rv = rv == 0 ? get_page(n, m, &page, &fits, &e) : rv;
+    rv = rv == 0 ? get_page(n, call, m, &page, &fits, &e) : rv;
     if (rv == 0 && !fits) {
         rv = get_large(n, call, m, &page, &e);
     }
@@ -578,6 +598,8 @@ static int run_query(struct query *q, struct hedge_error *e)
         rv = step_query(q, e);
         if (rv == 0 && q->node->closing) {
             rv = error_set(e, HEDGE_EUNAVAILABLE, "the node stops");
+        } else if (rv == 0 && rpc_stream_is_cancelled(q->stream)) {
+            rv = HEDGE_ECANCELED; /* Empty pages are not always sent. */
         }
     }
     return rv;

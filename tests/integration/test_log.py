@@ -634,6 +634,90 @@ class Foreign(LogTest):
         self.assertLessEqual(seen, 200)
 
 
+class HiddenVersions(DaemonTest):
+    """A key with more hidden versions than a look at the log goes over."""
+    n = 33 * 4096
+
+    def setUp(self):
+        super().setUp()
+        self.nodes = self.cluster(2).nodes
+        stub, m = log_stub(self.nodes[0]), pb()
+        self.first = put_grpc(self.nodes[0], b"k", b"first").revision
+        put_grpc(self.nodes[0], b"k", b"to be hidden")
+        request = m.LogPutRequest(puts=[
+            m.LogPut(key=b"k", value=b"v", no_append=True)] * 4096)
+        for _ in range(self.n // 4096):
+            self.last = stub.Put(request, timeout=60).results[-1].revision
+        self.assertGreater(self.last - self.first, 131072)
+
+    def get(self, node, **fields):
+        return [e.revision for e in log_stub(node).Get(
+            pb().LogGetRequest(key=b"k", **fields), timeout=60).entries]
+
+    def test_all_ways_to_ask(self):
+        first, last, middle = self.first, self.last, self.last - 1
+        for node in self.nodes:
+            for want, fields in (
+                    ([last], {}), ([last, first], {"limit": -1}),
+                    ([first], {"limit": -2}), ([last], {"limit": 1}),
+                    ([last, first], {"limit": 2}),
+                    ([last, first], {"limit": 3}),
+                    ([first], {"at_revision": middle}),
+                    ([first], {"at_revision": middle, "limit": -1}),
+                    ([first], {"at_revision": middle, "limit": -2})):
+                self.assertEqual(self.get(node, **fields), want, fields)
+            for want, fields in (
+                    ([first, last], {}), ([first, last], {"prefix": True}),
+                    ([last, first], {"newest": True}),
+                    ([last, first], {"newest": True, "prefix": True}),
+                    ([last], {"latest": True}), ([first], {"limit": 1}),
+                    ([last], {"newest": True, "limit": 1}),
+                    ([first], {"at_revision": middle}),
+                    ([first], {"at_revision": middle, "newest": True}),
+                    ([first], {"at_revision": middle, "latest": True}),
+                    ([last], {"from_revision": first + 1}),
+                    ([last], {"from_revision": first + 1, "newest": True}),
+                    ([], {"from_revision": first + 1, "at_revision": middle})):
+                self.assertEqual([e.revision for e in query_grpc(
+                    node, key=b"k", **fields)], want, fields)
+            self.assertEqual([e.revision for e in query_grpc(
+                node, follow=True, key=b"k", limit=2)], [first, last])
+
+    def test_follow_goes_on(self):
+        got = query_grpc(self.nodes[1], follow=True, key=b"k")
+        self.assertEqual([next(got).revision, next(got).revision],
+                         [self.first, self.last])
+        for i in range(3):
+            put = put_grpc(self.nodes[i % 2], b"k", b"x").revision
+            self.assertEqual(next(got).revision, put)
+        got.close()
+
+    def test_a_node_stops_amid_gets(self):
+        """What was answered is right; what was not says that the node went."""
+        node, ended = self.nodes[1], []
+        answers = [0]
+
+        def ask(limit):
+            try:
+                while True:
+                    self.assertEqual(self.get(node, limit=limit)[0],
+                                     self.last if limit == 2 else self.first)
+                    answers[0] += 1
+            except grpc.RpcError as e:
+                ended.append(e.code())
+        threads = [threading.Thread(target=ask, args=(2 - 4 * (i % 2),))
+                   for i in range(8)]
+        for t in threads:
+            t.start()
+        wait_until("answers", lambda: answers[0] > 20)
+        self.assertEqual(node.terminate(), 0)
+        for t in threads:
+            t.join(30)
+        self.assertEqual(len(ended), len(threads))
+        self.assertEqual(set(ended) - {grpc.StatusCode.UNAVAILABLE,
+                                       grpc.StatusCode.CANCELLED}, set())
+
+
 class Faults(DaemonTest):
     timeout = 180
 
