@@ -522,8 +522,9 @@ struct hedge_semaphores {
     size_t n;
     struct hedge_semaphore_info semaphore[];
 };
-/* `name` NULL: all, by name. Asked for in pages: who is granted meanwhile may
- * be listed as waiting and as holding. `*out` is to be freed. */
+/* `name` NULL: all, by name. Asked for in pages, each claim as of the first;
+ * when the leader changes meanwhile, who is granted may be listed as waiting
+ * and as holding. `*out` is to be freed. */
 HEDGE_API int hedge_semaphores(struct hedge_node *node, const char *name,
                                uint64_t timeout_ms,
                                struct hedge_semaphores **out,

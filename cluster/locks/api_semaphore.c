@@ -109,6 +109,8 @@ static int list_page(struct hedge_node *n, const char *name,
     c->call.permits = before.call.permits;
     c->call.order_term = before.call.order_term;
     c->call.order = before.call.order;
+    c->call.term = before.call.term;
+    c->call.at = before.call.at;
     rv = locks_call(n, c, e);
     if (rv == 0 && lock_pages_add(pages, c->call.list) != 0) {
         rv = error_set(e, HEDGE_ENOMEM, "no memory for the list");

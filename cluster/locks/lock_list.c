@@ -22,6 +22,8 @@ bool lock_list_place(const Hedge__V1__LockPlace *m, struct semaphore_call *out)
     out->permits = m != NULL ? m->part : 0;
     out->order_term = m != NULL ? m->term : 0;
     out->order = m != NULL ? m->order : 0;
+    out->term = m != NULL ? m->since_term : 0;
+    out->at = m != NULL ? m->since : 0;
     return snprintf(out->holder, sizeof out->holder, "%s", name) <
            (int)sizeof out->holder;
 }
@@ -68,6 +70,8 @@ static void put_place(const struct semaphore_call *c, struct list_block *b)
         b->place.part = c->permits;
         b->place.term = c->order_term;
         b->place.order = c->order;
+        b->place.since_term = c->term;
+        b->place.since = c->at;
         b->list.next = &b->place;
     }
 }
@@ -220,8 +224,7 @@ copy_claims(const struct hedge_semaphore_holder *from, uint32_t n,
 }
 
 /* All waiters of a semaphore come before its holders: within a page, and from
- * page to page. Who was granted in between does not break that; what an older
- * node lists comes in one page. */
+ * page to page. What an older node lists comes in one page. */
 static struct hedge_semaphore_holder *
 append(struct hedge_semaphores *s, const struct hedge_semaphore_info *from,
        struct hedge_semaphore_holder *next)

@@ -325,6 +325,7 @@ static void grant(struct semaphores *s, struct claim *c)
     list_remove(&c->of_semaphore);
     c->semaphore->n_waiters--;
     count_grant(c);
+    c->granted_at = ++s->at; /* Of this one alone. */
     c->deadline_ms = SEMAPHORE_NEVER;
     if (c->ttl_ms != 0) {
         list_remove(&c->of_holder);
@@ -637,6 +638,7 @@ static void row_is_written(struct semaphores *s, struct claim *c,
     c->has_row = true;
     if (c->token == 0) {
         c->token = revision;
+        c->held_at = s->at;
     }
     while (c->state == CLAIM_GRANTED && !list_empty(&c->calls)) {
         struct semaphore_call *call =

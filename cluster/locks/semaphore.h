@@ -75,8 +75,9 @@ enum semaphore_op {
     SEMAPHORE_CHECK,   /* name, limit: HEDGE_EINVAL when it has another. */
     /* name, or "": all; limit: how many claims, at most SEMAPHORE_PAGE_MAX, or
      * 0: all, or HEDGE_EEXHAUSTED. What comes behind (holder, permits,
-     * order_term, order), which say a place in the list; zeros: its beginning.
-     * Answered with the place to go on from when there is `more`. */
+     * order_term, order), which say a place in a list that began at (term, at);
+     * zeros: its beginning. Answered with those to go on from when there is
+     * `more`. */
     SEMAPHORE_LIST,
     SEMAPHORE_OPS
 };

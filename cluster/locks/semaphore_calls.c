@@ -390,57 +390,61 @@ static void on_check(struct semaphores *s, struct semaphore_call *call)
  */
 
 /* By name; of each semaphore first who waits, in line, then who is just being
- * granted, then who holds, by token. Who is granted between two pages goes from
- * a part that was listed to one that is still to come. The place of a claim in
- * this order is the same for the next leader. */
+ * granted, then who holds, by token: all as of the first page, so that a claim
+ * keeps its place, and is listed once, whatever becomes of it between two
+ * pages. The next leader does not know what was then, and goes by what is: who
+ * is granted meanwhile goes from a part that was listed to one that is still to
+ * come. */
 enum list_part { PART_WAITS, PART_GRANTED, PART_HOLDS };
 
 struct list_page {
     struct semaphores *s;
-    const struct semaphore_call *call;
+    uint64_t since;              /* `at` of the first page. */
+    struct semaphore_call *call; /* With the place of the last one listed. */
     struct hedge_semaphores *out;
     struct hedge_semaphore_holder *next;
     size_t left;
-    bool full;                /* There was one more. */
-    const struct claim *last; /* The last one listed. */
+    bool full; /* There was one more. */
 };
 
-static enum list_part part_of(const struct claim *c)
+struct list_place {
+    enum list_part part;
+    uint64_t term, order;
+};
+
+static void place_of(const struct list_page *p, const struct claim *c,
+                     struct list_place *out)
 {
-    return c->state == CLAIM_WAITING ? PART_WAITS
-           : c->token == 0           ? PART_GRANTED
-                                     : PART_HOLDS;
+    if (c->state == CLAIM_WAITING || c->granted_at >= p->since) {
+        *out = (struct list_place){PART_WAITS, c->order_term, c->order};
+    } else if (c->token == 0 || c->held_at >= p->since) {
+        *out = (struct list_place){PART_GRANTED, p->s->term, c->granted_at};
+    } else {
+        *out = (struct list_place){PART_HOLDS, 0, c->token};
+    }
 }
 
-static bool is_behind(const struct claim *c, const struct semaphore_call *place)
+static bool is_behind(const struct list_place *a,
+                      const struct semaphore_call *b)
 {
-    enum list_part part = part_of(c);
-
-    if (strcmp(c->semaphore->name, place->holder) != 0) {
-        return true; /* Semaphores before it are not looked at. */
+    if (a->part != b->permits) {
+        return a->part > b->permits;
     }
-    if (part != place->permits) {
-        return part > place->permits;
-    }
-    if (part == PART_HOLDS) {
-        return c->token > place->order;
-    }
-    return c->order_term > place->order_term ||
-           (c->order_term == place->order_term && c->order > place->order);
+    return a->term > b->order_term ||
+           (a->term == b->order_term && a->order > b->order);
 }
 
-static void set_place(struct semaphore_call *call, const struct claim *c)
+static void set_place(struct semaphore_call *call, const char *name,
+                      const struct list_place *place)
 {
-    enum list_part part = part_of(c);
-
-    (void)snprintf(call->holder, sizeof call->holder, "%s", c->semaphore->name);
-    call->permits = part;
-    call->order_term = part == PART_HOLDS ? 0 : c->order_term;
-    call->order = part == PART_HOLDS ? c->token : c->order;
+    (void)snprintf(call->holder, sizeof call->holder, "%s", name);
+    call->permits = place->part;
+    call->order_term = place->term;
+    call->order = place->order;
 }
 
 static void list_claim(const struct semaphores *s, const struct claim *c,
-                       struct hedge_semaphore_holder *out)
+                       bool waits, struct hedge_semaphore_holder *out)
 {
     uint64_t end = c->holder != NULL ? c->holder->deadline_ms : c->deadline_ms;
 
@@ -448,11 +452,13 @@ static void list_claim(const struct semaphores *s, const struct claim *c,
         end = c->deadline_ms;
     }
     memcpy(out->holder, c->name, sizeof out->holder);
-    out->token = c->state == CLAIM_GRANTED ? c->token : 0;
+    out->token = waits ? 0 : c->token;
     out->permits = c->permits;
     out->remaining_ms = end > s->now_ms ? end - s->now_ms : 0;
 }
 
+/* In the order of their places, but for those who came later than the first
+ * page, with a number of an earlier term; these may be left out. */
 static void list_part(struct list_page *p, struct list *claims,
                       enum list_part part, uint32_t *n)
 {
@@ -460,16 +466,20 @@ static void list_part(struct list_page *p, struct list *claims,
 
     list_foreach (l, claims) {
         const struct claim *c = container_of(l, struct claim, of_semaphore);
+        const char *name = c->semaphore->name;
+        struct list_place place;
 
-        if (part_of(c) != part || !is_behind(c, p->call)) {
-            continue;
+        place_of(p, c, &place);
+        if (place.part != part || (strcmp(name, p->call->holder) == 0 &&
+                                   !is_behind(&place, p->call))) {
+            continue; /* Semaphores before that are not looked at. */
         }
         if (p->left == 0) {
             p->full = true;
             return;
         }
-        list_claim(p->s, c, p->next++);
-        p->last = c;
+        list_claim(p->s, c, part == PART_WAITS, p->next++);
+        set_place(p->call, name, &place);
         p->left--;
         ++*n;
     }
@@ -482,6 +492,7 @@ static void list_semaphore(struct list_page *p, struct semaphore *m)
     memcpy(i->name, m->name, sizeof i->name);
     i->limit = m->limit;
     i->waiters = p->next;
+    list_part(p, &m->grants, PART_WAITS, &i->n_waiters);
     list_part(p, &m->waiters, PART_WAITS, &i->n_waiters);
     i->holders = p->next;
     list_part(p, &m->grants, PART_GRANTED, &i->n_holders);
@@ -543,7 +554,13 @@ static void on_list(struct semaphores *s, struct semaphore_call *call)
     struct list_page p = {.s = s, .call = call, .left = max};
     struct picked picked;
     size_t claims = 0;
+    uint64_t term, at;
 
+    if (call->holder[0] == '\0') {
+        call->term = s->term;
+        call->at = s->at;
+    }
+    p.since = call->term == s->term ? call->at : UINT64_MAX;
     pick(s, call, &picked);
     for (size_t i = 0; i < picked.n; i++) {
         claims += picked.m[i]->n_grants + picked.m[i]->n_waiters;
@@ -569,11 +586,12 @@ static void on_list(struct semaphores *s, struct semaphore_call *call)
                    SEMAPHORE_PAGE_MAX);
         return;
     }
-    if (call->more) {
-        set_place(call, p.last);
-    }
     call->list = p.out;
+    term = call->term;
+    at = call->at;
     sem_answer(s, call, 0, "%s", "");
+    call->term = term; /* The first page's, for the next one. */
+    call->at = at;
 }
 
 typedef void (*call_fn)(struct semaphores *s, struct semaphore_call *call);
@@ -593,17 +611,30 @@ void sem_take_call(struct semaphores *s, struct semaphore_call *c)
     handlers[c->op](s, c);
 }
 
+/* By token, then those who have none yet, in the order in which they got it. */
+static bool is_later(const struct claim *a, const struct claim *b)
+{
+    return b->token == 0 ? a->token == 0 && a->granted_at > b->granted_at
+                         : a->token == 0 || a->token > b->token;
+}
+
 const char *semaphores_check(struct semaphores *s, uint64_t now_ms)
 {
     struct list *l, *k;
 
     list_foreach (l, &s->all) {
         struct semaphore *m = container_of(l, struct semaphore, link);
-        const struct claim *last = NULL;
+        const struct claim *last = NULL, *grant;
         uint64_t used = 0;
 
+        grant = NULL;
         list_foreach (k, &m->grants) {
-            used += container_of(k, struct claim, of_semaphore)->permits;
+            const struct claim *c = container_of(k, struct claim, of_semaphore);
+            if (grant != NULL && !is_later(c, grant)) {
+                return "the grants are out of order";
+            }
+            used += c->permits;
+            grant = c;
         }
         if (used != m->used || used > m->limit) {
             return "more permits are given than there are";

@@ -48,6 +48,9 @@ struct claim {
     uint64_t order_term, order;
     uint64_t deadline_ms; /* Waiting: to wait; revoked, detached: its end. */
     uint64_t token;       /* 0: its row is not on disk yet. */
+    /* `at` when it was granted, and when it got its token; 0: before all was
+     * read. */
+    uint64_t granted_at, held_at;
     bool revoked;
     bool try_only; /* Does not wait. */
     bool has_row;  /* As of the last append that is known. */

@@ -143,8 +143,9 @@ static uint64_t write_row(struct sim *w, const struct semaphore_row *row)
 
     disk.revision++;
     if (row->deleted) {
-        if (i < disk.n) {
-            disk.rows[i] = disk.rows[--disk.n];
+        if (i < disk.n) { /* They stay in the order of their tokens. */
+            memmove(&disk.rows[i], &disk.rows[i + 1],
+                    (--disk.n - i) * sizeof disk.rows[0]);
         }
         return disk.revision;
     }

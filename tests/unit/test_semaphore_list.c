@@ -1,9 +1,11 @@
 /* Lists of the semaphores' core, page by page. */
+#include "cluster/locks/lock_list.h"
 #include "cluster/locks/semaphore.h"
 #include "tests/lib/check.h"
 #include "tests/lib/sem_box.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MANY 1300u
@@ -40,6 +42,8 @@ static unsigned list_from(struct sem_box *f, const struct semaphore_call *place,
         c.permits = place->permits;
         c.order_term = place->order_term;
         c.order = place->order;
+        c.term = place->term;
+        c.at = place->at;
     }
     f->n++;
     assert_in_range(f->n, 1, CALLS - 1);
@@ -155,7 +159,7 @@ static void page_of_semaphores_is_full(void **state)
     }
 }
 
-/* Nobody is missed, whatever moves between two pages. */
+/* Who was listed as waiting is not listed again as holding. */
 static void granted_between_two_pages(void **state)
 {
     struct sem_box f;
@@ -177,16 +181,172 @@ static void granted_between_two_pages(void **state)
     i = list_from(&f, &f.calls[i], 10);
     m = &f.calls[i].list->semaphore[0];
     assert_int_equal(m->n_waiters, 2); /* The other two. */
-    assert_int_equal(m->n_holders, 1); /* Not on the disk yet. */
-    assert_int_equal(m->holders[0].token, 0);
+    assert_int_equal(m->n_holders, 0);
     assert_false(f.calls[i].more);
     sem_box_settle(&f);
     i = list_from(&f, &f.calls[i - 2], 3);
     m = &f.calls[i].list->semaphore[0];
     assert_int_equal(m->n_waiters, 2);
+    assert_int_equal(m->n_holders, 0);
+    /* The next leader knows of the disk alone. */
+    sem_box_lead(&f,
+                 (struct semaphore_row[]){{.name = "x",
+                                           .session = 2,
+                                           .request = 10,
+                                           .lease_ms = LEASE,
+                                           .token = f.revision,
+                                           .limit = 1,
+                                           .permits = 1}},
+                 1);
+    i = list_from(&f, &f.calls[i - 3], 3);
+    m = &f.calls[i].list->semaphore[0];
     assert_int_equal(m->n_holders, 1);
-    assert_int_not_equal(m->holders[0].token, 0);
+    assert_int_equal(m->holders[0].token, f.revision);
     sem_box_done_with(&f);
+}
+
+/* Also over the wire, by which the next page mostly is asked for. */
+static void place_comes_back_as_it_was(void **state)
+{
+    struct semaphore_call next = {.op = SEMAPHORE_LIST};
+    const struct semaphore_call *page;
+    Hedge__V1__LockList *m;
+    struct sem_box f;
+
+    (void)state;
+    sem_box_fresh(&f);
+    for (unsigned k = 1; k < 4; k++) {
+        (void)sem_box_take(&f, k, 10, 3, 1);
+    }
+    page = &f.calls[list_from(&f, NULL, 2)];
+    assert_true(page->more);
+    assert_int_equal(lock_list_message(page, &m), 0);
+    assert_true(lock_list_next(m, &next));
+    lock_list_release(m);
+    assert_string_equal(next.holder, "x");
+    assert_int_equal(next.permits, page->permits);
+    assert_int_equal(next.order_term, page->order_term);
+    assert_int_equal(next.order, page->order);
+    assert_int_equal(next.term, f.term);
+    assert_true(next.at > 0 && next.at == page->at);
+    sem_box_done_with(&f);
+}
+
+/* --- whatever happens between two pages -------------------------------------
+ */
+
+#define PEOPLE 32u
+
+struct crowd {
+    struct sem_box f;
+    unsigned seed, n;
+    bool gone[PEOPLE], early[PEOPLE]; /* There when the list began. */
+    unsigned seen[PEOPLE];
+};
+
+static unsigned dice(struct crowd *c, unsigned n)
+{
+    c->seed = c->seed * 1103515245u + 12345u;
+    return (c->seed >> 16) % n;
+}
+
+/* Some have a number of an earlier term, and so a place before others. */
+static void one_comes(struct crowd *c)
+{
+    struct semaphore_call call = {.op = SEMAPHORE_ACQUIRE,
+                                  .session = ++c->n,
+                                  .request = 1,
+                                  .limit = 3,
+                                  .permits = 1 + dice(c, 2),
+                                  .wait_ms = 100000};
+
+    call.name[0] = dice(c, 4) > 0 ? 'x' : 'y';
+    (void)snprintf(call.holder, sizeof call.holder, "%u", c->n - 1);
+    if (dice(c, 2) > 0) {
+        call.order_term = c->f.term - 1;
+        call.order = 1 + dice(c, 1000);
+    }
+    (void)sem_box_submit(&c->f, call);
+}
+
+static void something_happens(struct crowd *c)
+{
+    unsigned who = dice(c, c->n);
+
+    switch (dice(c, 3)) {
+    case 0:
+        if (c->n < PEOPLE) {
+            one_comes(c);
+        }
+        break;
+    case 1:
+        if (!c->gone[who] && c->f.n < CALLS - PEOPLE) {
+            c->gone[who] = true;
+            (void)sem_box_with(&c->f, SEMAPHORE_CLOSE, who + 1, 0);
+        }
+        break;
+    default:
+        if (c->f.append_id != 0) {
+            sem_box_appended(&c->f, 0);
+        }
+    }
+}
+
+static void note_seen(struct crowd *c, const struct hedge_semaphore_holder *h,
+                      size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned long who = strtoul(h[i].holder, NULL, 10);
+
+        assert_in_range(who, 0, c->n - 1);
+        c->seen[who]++;
+    }
+}
+
+static void list_amid_all_this(struct crowd *c)
+{
+    const struct semaphore_call *page = NULL;
+
+    do {
+        unsigned i = list_from(&c->f, page, 2);
+
+        page = &c->f.calls[i];
+        assert_answer(&c->f, i, 0);
+        for (size_t k = 0; k < page->list->n; k++) {
+            const struct hedge_semaphore_info *m = &page->list->semaphore[k];
+            note_seen(c, m->waiters, m->n_waiters);
+            note_seen(c, m->holders, m->n_holders);
+        }
+        something_happens(c);
+        something_happens(c);
+    } while (page->more);
+}
+
+static void each_is_listed_once(void **state)
+{
+    struct crowd c;
+
+    (void)state;
+    for (unsigned seed = 1; seed <= 2000; seed++) {
+        c = (struct crowd){.seed = seed};
+        sem_box_fresh(&c.f);
+        sem_box_lead(&c.f, NULL, 0); /* There was an earlier term. */
+        sem_box_tick(&c.f, REQUEUE);
+        while (c.n < 8) {
+            one_comes(&c);
+            something_happens(&c);
+        }
+        for (unsigned i = 0; i < c.n; i++) {
+            c.early[i] = !c.gone[i];
+        }
+        list_amid_all_this(&c);
+        for (unsigned i = 0; i < c.n; i++) {
+            if (c.seen[i] > 1 || (c.seen[i] == 0 && c.early[i] && !c.gone[i])) {
+                fail_msg("seed %u: %u was listed %u times", seed, i, c.seen[i]);
+            }
+        }
+        sem_box_done_with(&c.f);
+    }
 }
 
 int main(void)
@@ -196,6 +356,8 @@ int main(void)
         cmocka_unit_test(list_in_one_is_all_or_an_error),
         cmocka_unit_test(page_of_semaphores_is_full),
         cmocka_unit_test(granted_between_two_pages),
+        cmocka_unit_test(place_comes_back_as_it_was),
+        cmocka_unit_test(each_is_listed_once),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
