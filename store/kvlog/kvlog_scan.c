@@ -756,8 +756,24 @@ static int expired(struct scan *s, const char *what, uint64_t revision)
                      (unsigned long long)s->state.floor);
 }
 
-/* Is what is asked for, or what is left of it, still there? */
-static int check_floor(struct scan *s, uint64_t from)
+/* The last revision that is asked for, on whatever page of the answer. */
+static int last_of(struct scan *s, uint64_t *out)
+{
+    const struct kvlog_query *q = s->q;
+    uint64_t r;
+    int rv = 0;
+
+    *out = q->at_revision != 0 ? q->at_revision : s->snapshot;
+    if (q->until_ms != 0) {
+        rv = kvlog_revision_at(s->r->log, &s->state, q->until_ms, &r, s->e);
+        *out = rv == 0 && r <= *out ? (r > 0 ? r - 1 : 0) : *out;
+    }
+    return rv;
+}
+
+/* Is what is asked for, up to the revision `last`, or what is left of it, still
+ * there? */
+static int check_floor(struct scan *s, uint64_t from, uint64_t last)
 {
     const struct kvlog_query *q = s->q;
 
@@ -768,8 +784,8 @@ static int check_floor(struct scan *s, uint64_t from)
         return expired(s, "revision", from);
     }
     if ((q->latest || (s->way == WAY_KEY && q->newest && q->until_ms != 0)) &&
-        s->to < s->state.floor && s->snapshot > 0) {
-        return expired(s, "the state as of revision", s->to);
+        last < s->state.floor && s->snapshot > 0) {
+        return expired(s, "the state as of revision", last);
     }
     if (q->latest && s->snapshot < s->state.purged) {
         return error_set(s->e, HEDGE_EEXPIRED,
@@ -783,7 +799,7 @@ static int set_range(struct scan *s)
 {
     const struct kvlog_query *q = s->q;
     uint64_t last = s->state.revision, r;
-    int rv = 0;
+    int rv;
 
     if (q->at_revision > last || q->from_revision > last + 1) {
         return error_set(s->e, HEDGE_EINVAL,
@@ -794,17 +810,13 @@ static int set_range(struct scan *s)
                          (unsigned long long)last);
     }
     s->snapshot = last;
-    s->to = q->at_revision != 0 ? q->at_revision : last;
     s->from = q->from_revision > 0 ? q->from_revision : 1;
-    if (q->until_ms != 0) {
-        rv = kvlog_revision_at(s->r->log, &s->state, q->until_ms, &r, s->e);
-        s->to = rv == 0 && r <= s->to ? (r > 0 ? r - 1 : 0) : s->to;
-    }
+    rv = last_of(s, &s->to);
     if (rv == 0 && q->since_ms != 0) {
         rv = kvlog_revision_at(s->r->log, &s->state, q->since_ms, &r, s->e);
         s->from = rv == 0 && r > s->from ? r : s->from;
     }
-    return rv != 0 ? rv : check_floor(s, q->from_revision);
+    return rv != 0 ? rv : check_floor(s, q->from_revision, s->to);
 }
 
 static void resume_encode(const struct scan *s)
@@ -824,6 +836,8 @@ static int resume_decode(struct scan *s)
 {
     const unsigned char *p = s->q->resume;
     size_t len = s->q->resume_len;
+    uint64_t last;
+    int rv;
     bool ok = len >= RESUME_HEAD && len <= RESUME_HEAD + KVLOG_ESCAPED_MAX &&
               p[0] == RESUME_FORMAT;
 
@@ -841,9 +855,12 @@ static int resume_decode(struct scan *s)
              s->from > 0 && s->from <= s->snapshot + 1;
         s->way = way;
     }
-    return ok ? check_floor(s, s->from)
-              : error_set(s->e, HEDGE_EINVAL,
-                          "the resume token is not one of this query");
+    if (!ok) {
+        return error_set(s->e, HEDGE_EINVAL,
+                         "the resume token is not one of this query");
+    }
+    rv = last_of(s, &last);
+    return rv != 0 ? rv : check_floor(s, s->from, last);
 }
 
 static int check_query(const struct kvlog_query *q, struct hedge_error *e)

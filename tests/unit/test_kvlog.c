@@ -495,6 +495,35 @@ static void test_compaction_by_time(void **state)
     assert_int_equal(kvlog_box_state(&box).floor, 5);
 }
 
+/* A version that was kept below the floor may be the last one of a page. */
+static void test_pages_below_the_floor(void **state)
+{
+    struct kvlog_query q = {KEY("a"), .newest = true, .until_ms = 5500};
+
+    (void)state;
+    for (unsigned i = 1; i <= 5; i++) {
+        box.wall_ms = i * 1000;
+        put(i == 4 ? "b" : "a", "x");
+    }
+    assert_int_equal(kvlog_box_compact(&box, 4, 0, 3, NULL), 1);
+    CHECK("a=x@5 a=x@3 a=x@2", KEY("a"), .newest = true, .until_ms = 5500);
+    CHECK("a=x@3 a=x@2", KEY("a"), .newest = true, .until_ms = 4500);
+    CHECK("a=x@3 a=x@2", KEY("a"), .newest = true, .until_ms = 5500,
+          .at_revision = 4);
+    assert_string_equal(ASK(KEY("a"), .newest = true, .until_ms = 3500),
+                        "EEXPIRED");
+    /* Compacted away behind its back. */
+    q.limit = 1;
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "a=x@5");
+    q.limit = 1;
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "a=x@3");
+    box.wall_ms = 6000;
+    put("a", "x");
+    assert_int_equal(kvlog_box_compact(&box, 6, 0, 1, NULL), 3);
+    q.limit = 1;
+    assert_string_equal(kvlog_box_ask(&box, &q, 0), "EEXPIRED");
+}
+
 /* Steps are bounded, and what is there meanwhile stays right. */
 static void test_compaction_in_steps(void **state)
 {
@@ -937,6 +966,7 @@ int main(void)
         T(test_sizes),
         T(test_compaction),
         T(test_compaction_by_time),
+        T(test_pages_below_the_floor),
         T(test_compaction_in_steps),
         T(test_resume_tokens),
         T(test_damaged_rows),
