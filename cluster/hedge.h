@@ -122,7 +122,15 @@ struct hedge_options {
     void (*on_leader)(void *data, bool is_leader, uint64_t token);
     /* Called on every node for each join and leave. */
     void (*on_member)(void *data, bool joined, const char *id);
-    void *data; /* For these two and the handlers. */
+    /* Called once for each grant of this node's semaphores that is lost: taken
+     * away, or its time was up before it could be renewed; not for what has
+     * been given back. hedge_semaphore_remaining_ms() is 0 for it from then on;
+     * it is still to be released. Perhaps before the call that acquires it has
+     * returned. On the thread that renews all grants of the node: release it
+     * from another one. Never once hedge_node_stop() has been called, but for a
+     * call that runs by then. */
+    void (*on_lost)(void *data, const char *semaphore, uint64_t token);
+    void *data; /* For these three and the handlers. */
 
     /* Who answers hedge_send() while this node leads, and hedge_broadcast() at
      * any time; streams likewise. NULL: the sender gets HEDGE_ENOHANDLER. */
@@ -501,7 +509,8 @@ HEDGE_API int hedge_semaphore_release(struct hedge_semaphore *s, uint64_t token,
                                       struct hedge_error *e);
 /* How long the grant is sure to be held without hearing from the leader; 0:
  * lost, or revoked and to be given back: its permits are free with the release,
- * at the latest when the lease would have ended. */
+ * at the latest when the lease would have ended. The option `on_lost` says
+ * when. */
 HEDGE_API uint64_t hedge_semaphore_remaining_ms(struct hedge_semaphore *s,
                                                 uint64_t token);
 /* Gives back what is still held. */

@@ -25,7 +25,9 @@ struct held {
     uint64_t token;    /* 0: not granted yet. */
     uint64_t term, at; /* Of the grant's answer. */
     uint64_t until_ms; /* 0: the next renewal tells. */
-    bool lost;         /* A renewal did not list it. */
+    bool lost;         /* A renewal did not list it, or its time is up. */
+    bool given;        /* To who asked for it. */
+    bool told;         /* It is lost for good. */
     char name[SEMAPHORE_NAME_SIZE];
 };
 
@@ -124,7 +126,7 @@ static void take_list(struct sem_session *s, const struct semaphore_call *c)
         if (h == NULL) {
             cancel_orphan(s, c->held[i].request);
         } else if (h->token == c->held[i].token) {
-            h->lost = false;
+            h->lost = h->told;
             h->until_ms = s->view.until_ms;
         }
     }
@@ -181,19 +183,23 @@ static void watch(struct sem_session *s)
     pthread_mutex_lock(&s->lock);
 }
 
-/* With the lock held; it is given up for the call. */
-static void renew(struct sem_session *s)
+/* With the lock held; it is given up for the call, which ends when the first
+ * grant does: there is something to be told then. */
+static void renew(struct sem_session *s, uint64_t ends_ms)
 {
     struct lock_call c;
-    uint64_t start = clock_boot_ms();
+    uint64_t start = clock_boot_ms(), ms;
     int rv;
 
     if (s->id == 0) {
         s->id = random_id();
         lock_call_init(&c, SEMAPHORE_OPEN, OPEN_MS);
     } else {
+        ms = ends_ms > start ? ends_ms - start : 1;
         lock_call_init(&c, SEMAPHORE_RENEW,
-                       sem_view_renew_ms(SEMAPHORE_LEASE_MS));
+                       ms < sem_view_renew_ms(SEMAPHORE_LEASE_MS)
+                           ? ms
+                           : sem_view_renew_ms(SEMAPHORE_LEASE_MS));
     }
     c.call.session = s->id;
     c.call.lease_ms = SEMAPHORE_LEASE_MS;
@@ -218,20 +224,69 @@ static void renew(struct sem_session *s)
     lock_call_release(&c);
 }
 
+/* --- losing -----------------------------------------------------------------
+ */
+
+static bool is_held(const struct held *h)
+{
+    return !h->lost && clock_boot_ms() < h->until_ms;
+}
+
+/* A grant that is not held any more, and whose owner does not know; NULL, and
+ * when the first of the others ends. */
+static struct held *find_loss(struct sem_session *s, uint64_t *ends_ms)
+{
+    struct list *l;
+
+    *ends_ms = UINT64_MAX;
+    list_foreach (l, &s->held) {
+        struct held *h = container_of(l, struct held, link);
+        bool waits = h->given && !h->told;
+
+        if (waits && !is_held(h)) {
+            return h;
+        }
+        if (waits && h->until_ms < *ends_ms) {
+            *ends_ms = h->until_ms;
+        }
+    }
+    return NULL;
+}
+
+/* The lock is given up for it. */
+static void tell_loss(struct sem_session *s, struct held *h)
+{
+    const struct hedge_options *o = &s->node->o;
+    char name[SEMAPHORE_NAME_SIZE];
+    uint64_t token = h->token;
+
+    h->told = h->lost = true;
+    memcpy(name, h->name, sizeof name);
+    if (o->on_lost != NULL) {
+        pthread_mutex_unlock(&s->lock);
+        o->on_lost(o->data, name, token);
+        pthread_mutex_lock(&s->lock);
+    }
+}
+
 static void *session_main(void *arg)
 {
     struct sem_session *s = arg;
 
     pthread_mutex_lock(&s->lock);
     while (!s->closing) {
-        uint64_t now = clock_boot_ms();
+        uint64_t now = clock_boot_ms(), ends_ms, next_ms;
+        struct held *lost = find_loss(s, &ends_ms);
 
-        if (!s->wanted) {
+        next_ms = ends_ms < s->renew_at_ms ? ends_ms : s->renew_at_ms;
+        if (lost != NULL) {
+            tell_loss(s, lost);
+        } else if (!s->wanted) {
             pthread_cond_wait(&s->wake, &s->lock);
-        } else if (now < s->renew_at_ms) {
-            wait_ms(s, s->renew_at_ms - now);
-        } else {
-            renew(s);
+        } else if (now < next_ms) {
+            wait_ms(s, next_ms - now);
+        } else if (now >= s->renew_at_ms) {
+            renew(s, ends_ms);
         }
     }
     pthread_mutex_unlock(&s->lock);
@@ -362,6 +417,7 @@ int sem_session_acquire(struct sem_session *s, const void *owner,
     rv = rv == 0 ? settle(s, h, &c.call, deadline_ms, e) : rv;
     if (rv == 0) {
         *token = h->token;
+        h->given = true;
     } else {
         end_claim(h); /* If it was granted, the next renewal gives it back. */
     }
@@ -385,11 +441,6 @@ static struct held *find_token(struct sem_session *s, const char *name,
         }
     }
     return NULL;
-}
-
-static bool is_held(const struct held *h)
-{
-    return !h->lost && clock_boot_ms() < h->until_ms;
 }
 
 int sem_session_release(struct sem_session *s, const char *name, uint64_t token,

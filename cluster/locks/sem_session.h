@@ -2,7 +2,9 @@
  * renewed every fifth of its lease by a thread of its own.
  *
  * It is opened with the first use. When it has expired (its node was stopped,
- * or cut off), what it held is lost and the next use opens another.
+ * or cut off), what it held is lost and the next use opens another. That thread
+ * tells of each grant that is lost, by the options' `on_lost`; such a one does
+ * not come back.
  *
  * Ownership: sem_session_new() / _free(). Names are copied.
  * Threads:   any but the loop; calls block.

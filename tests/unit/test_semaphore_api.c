@@ -23,6 +23,17 @@ struct cluster {
     struct hedge_node *node[NODES]; /* The first one leads. */
 };
 
+static atomic_uint losses;
+static atomic_uint_fast64_t lost_token;
+
+static void on_lost(void *data, const char *semaphore, uint64_t token)
+{
+    (void)data;
+    assert_string_equal(semaphore, "s");
+    atomic_store(&lost_token, token);
+    atomic_fetch_add(&losses, 1);
+}
+
 static void nap(unsigned ms)
 {
     struct timespec ts = {.tv_sec = ms / 1000,
@@ -73,6 +84,7 @@ static void start(struct cluster *c, unsigned i)
     o.block_size = (size_t)64 << 10;
     o.lease_ms = 2000;
     o.sync_interval_ms = 200;
+    o.on_lost = on_lost;
     if (hedge_node_start(&o, &c->node[i], &e) != 0) {
         fail_msg("%s", e.text);
     }
@@ -84,6 +96,7 @@ static int setup(void **state)
     struct hedge_node *first;
 
     memset(&c, 0, sizeof c);
+    atomic_store(&losses, 0);
     (void)snprintf(c.dir, sizeof c.dir, "/tmp/hedge-test-XXXXXX");
     assert_non_null(mkdtemp(c.dir));
     for (unsigned i = 0; i < NODES; i++) {
@@ -191,6 +204,7 @@ static void permits_go_from_node_to_node(void **state)
     token = take(a, 3);
     assert_true(token > t.token);
     hedge_semaphore_close(a);
+    assert_int_equal(losses, 0); /* What is given back is not lost. */
 }
 
 static void limits_differ(void **state)
@@ -239,9 +253,11 @@ static void listed_and_revoked(void **state)
     assert_int_equal(
         hedge_semaphore_revoke(c->node[0], "s", token, WAIT_MS, &e), 0);
     /* Its node hears of it with the next renewal. */
-    while (hedge_semaphore_remaining_ms(a, token) > 0) {
+    while (losses == 0) {
         nap(20);
     }
+    assert_true(lost_token == token);
+    assert_int_equal(hedge_semaphore_remaining_ms(a, token), 0);
     /* Given up, it is free before the lease would have ended. */
     assert_int_equal(hedge_semaphore_release(a, token, WAIT_MS, &e), 0);
     token = take(a, 1);
@@ -249,6 +265,7 @@ static void listed_and_revoked(void **state)
     assert_int_equal(hedge_semaphores(c->node[0], NULL, WAIT_MS, &list, &e), 0);
     assert_int_equal(list->n, 0);
     hedge_semaphores_free(list);
+    assert_int_equal(losses, 1);
 }
 
 static void grants_outlive_the_leader(void **state)
