@@ -53,6 +53,7 @@ struct http {
     struct hedge_node *node;
     struct MHD_Daemon *daemon;
     int listen_fd;
+    char address[UNITS_HOST_MAX + 8]; /* --http, for people. */
     pthread_t watch;
     bool watches;
 
@@ -576,6 +577,14 @@ static void log_mhd(void *cls, const char *fmt, va_list ap)
 /* --- life -------------------------------------------------------------------
  */
 
+static int cannot_listen(const struct http *h, struct hedge_error *e)
+{
+    return error_set_errno(e, errno,
+                           "cannot listen on --http %s (end what serves there, "
+                           "or choose another port)",
+                           h->address);
+}
+
 /* The options have been checked: it is HOST:PORT. */
 static int bind_address(struct http *h, const char *address,
                         struct hedge_error *e)
@@ -598,7 +607,7 @@ static int bind_address(struct http *h, const char *address,
     }
     (void)setsockopt(h->listen_fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(h->listen_fd, (struct sockaddr *)&a, sizeof a) != 0) {
-        return error_set_errno(e, errno, "cannot listen on --http %s", address);
+        return cannot_listen(h, e);
     }
     return 0;
 }
@@ -606,7 +615,7 @@ static int bind_address(struct http *h, const char *address,
 static int start_daemon(struct http *h, struct hedge_error *e)
 {
     if (listen(h->listen_fd, 64) != 0) {
-        return error_set_errno(e, errno, "cannot listen on --http");
+        return cannot_listen(h, e);
     }
     h->daemon = MHD_start_daemon(
         MHD_USE_THREAD_PER_CONNECTION | MHD_USE_POLL_INTERNAL_THREAD |
@@ -649,6 +658,7 @@ int http_new(const char *address, struct http **out, struct hedge_error *e)
     }
     assert(http_n_routes <= HTTP_ROUTES_MAX);
     h->listen_fd = -1;
+    (void)snprintf(h->address, sizeof h->address, "%s", address);
     list_init(&h->clients);
     pthread_mutex_init(&h->lock, NULL);
     pthread_condattr_init(&attr);

@@ -518,6 +518,8 @@ class Crowd(DaemonTest):
         self.refused("HOST:PORT", http="localhost:80")
         first = self.node(http=True)
         self.refused("Address already in use", http=first.http)
+        self.refused(f"{first.http} (end what serves there, or choose",
+                     http=first.http)
 
 
 if __name__ == "__main__":
