@@ -41,12 +41,13 @@ void disk_req_fail(struct disk *d, struct tier_req *req, int err,
 bool disk_note(struct disk *d, const struct tier_req *req, unsigned kind)
 {
     struct disk_trouble *t = &d->trouble[kind];
-    uint64_t now = clock_mono_ms();
+    uint64_t now;
 
     if (req->status == 0 || req->status == HEDGE_ECANCELED) {
         t->now = t->now && req->status != 0;
         return false;
     }
+    now = clock_mono_ms();
     t->now = true;
     (void)snprintf(t->text, sizeof t->text, "%.*s", (int)sizeof t->text - 1,
                    req->error.text);
