@@ -895,7 +895,7 @@ int sos_store_info(struct sos_store *store, struct sos_info *out)
     out->generation = store->generation;
     pthread_mutex_lock(&store->lock);
     out->options = store->options;
-    out->manifest = store->closed;
+    out->manifest = store->written;
     add_open(store, &out->manifest);
     out->writers = store->writers;
     out->readers = store->readers;
