@@ -217,6 +217,36 @@ static void a_copy_is_lost(void **state)
     peer_node_stop(&c);
 }
 
+/* With one peer full before the other there would be no two nodes for what is
+ * left of that one's room. */
+static void copies_fill_all_nodes(void **state)
+{
+    struct peer_node a, c, *nodes[] = {&a, &c};
+    const uint64_t lent = 40 * PEER_TEST_BLOCK;
+    struct sos_store_options o = box_defaults();
+    struct box_result r;
+    struct sos_store *s;
+    struct box b;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.lend_mem = lent});
+    peer_node_start(&c, "c", 1, (struct sos_options){.lend_mem = lent});
+    box_open(&b, &(struct box_options){.disk = 0});
+    sos_set_remote(b.sos, peer_test_tier(PEER_TEST_BLOCK, nodes, 2));
+    o.replicas = 2;
+    o.compression = SOS_COMPRESS_NONE;
+    s = box_store(&b, "x", &o);
+    r = box_write(s, &shape, 20000);
+    assert_int_equal(r.status, HEDGE_EFULL);
+    assert_true(peer_node_lent(&a) + 2 * PEER_TEST_BLOCK >= lent);
+    assert_true(peer_node_lent(&c) + 2 * PEER_TEST_BLOCK >= lent);
+    box_expect(s, &shape, &r.manifest);
+    sos_store_unref(s);
+    box_close(&b);
+    peer_node_stop(&a);
+    peer_node_stop(&c);
+}
+
 /* --- two full nodes ----------------------------------------------------------
  */
 
@@ -289,6 +319,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(connections_break),
     cmocka_unit_test(bits_flipped),
     cmocka_unit_test(a_copy_is_lost),
+    cmocka_unit_test(copies_fill_all_nodes),
     cmocka_unit_test(two_full_nodes),
 };
 
