@@ -174,38 +174,6 @@ static void next_peer_when_full(void **state)
     release_many(m, MANY);
 }
 
-/* Copies go where most room is: what is left is the same everywhere. */
-static void copies_are_spread(void **state)
-{
-    struct peer_node a, b, *nodes[] = {&a, &b};
-    struct move m[MANY];
-    unsigned on_b;
-    struct tier *t;
-
-    (void)state;
-    peer_node_start(&a, "a", 1,
-                    (struct sos_options){.lend_mem = 20 * PEER_TEST_BLOCK});
-    peer_node_start(&b, "b", 1,
-                    (struct sos_options){.lend_mem = 40 * PEER_TEST_BLOCK});
-    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
-    for (unsigned i = 0; i < MANY; i++) {
-        move_init(&m[i], 100, i, PEER_TEST_BLOCK);
-        m[i].req.spread = true;
-        move_put(t, &m[i]);
-    }
-    wait_many(m, MANY);
-    on_b = count_on(t, m, MANY, "b");
-    assert_in_range(on_b, 30 - 2, 30 + 2);
-    check_many(t, m, MANY);
-    drop_many(t, m, MANY);
-    peer_node_await_empty(&a);
-    peer_node_await_empty(&b);
-    tier_free(t);
-    peer_node_stop(&a);
-    peer_node_stop(&b);
-    release_many(m, MANY);
-}
-
 static void all_refuse_and_say_why(void **state)
 {
     struct peer_node a, b, *nodes[] = {&a, &b};
@@ -992,7 +960,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(there_and_back),
     cmocka_unit_test(memory_then_disk),
     cmocka_unit_test(next_peer_when_full),
-    cmocka_unit_test(copies_are_spread),
     cmocka_unit_test(all_refuse_and_say_why),
     cmocka_unit_test(nobody_there),
     cmocka_unit_test(limits_of_a_store),
