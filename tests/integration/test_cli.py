@@ -289,6 +289,31 @@ class Answers(HedgeTest):
         # Columns line up, whatever the bytes of a name.
         self.assertEqual(len({row.index("127") for row in rows[1:]}), 1)
 
+    def test_numbers_in_json(self):
+        """What uses all of 64 bits is a string, everywhere, and nothing
+        else that is a number."""
+        node = self.fake()
+        found = set()
+
+        def check(key, value):
+            if isinstance(value, dict):
+                for k, v in value.items():
+                    check(k, v)
+            elif isinstance(value, list):
+                for v in value:
+                    check(key, v)
+            elif key in ("generation", "incarnation"):
+                self.assertRegex(value, r"^\d+$", key)
+                found.add(key)
+            elif isinstance(value, str):
+                self.assertNotRegex(value, r"^\d+$", key)
+        for args in (["members"], ["leader"], ["status"], ["sos", "stat", "x"],
+                     ["sos", "ls"]):
+            for o in self.assert_done(hedgectl(
+                    *args, node=node, json_output=True)).objects():
+                check("", o)
+        self.assertEqual(found, {"generation", "incarnation"})
+
     def test_ls_incomplete(self):
         node = self.fake(missing=["127.0.0.1:9999"])
         result = hedgectl("sos", "ls", node=node, json_output=True)

@@ -195,6 +195,7 @@ class Stores(HttpTest):
             self.assertEqual(status, 200, answer)
             said = json.loads(answer)
             stat = node.ctl("sos", "stat", f"s{i}", json_output=True).object()
+            self.assertRegex(said["generation"], r"^\d+$")
             for key in ("name", "owner", "generation", "records", "bytes",
                         "digest", "state", "tiers", "options"):
                 self.assertEqual(said[key], stat[key], key)
