@@ -101,7 +101,9 @@ struct hedge_node {
     struct membership *membership;
     struct membership_actions actions;
     uint64_t next_session;
-    uint64_t leader_token; /* Told to the membership. */
+    uint64_t leader_token;                 /* Told to the membership. */
+    atomic_uint_least64_t leader_lease_ms; /* Set by the loop; 0: not known. */
+    uint64_t told_lease_ms; /* That it is another one than ours. */
     uint64_t election_wake_ms, membership_wake_ms;
     bool stopping, election_stopped;
     bool superseded; /* Another node lives under this id. */

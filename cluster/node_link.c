@@ -10,6 +10,7 @@
 #include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <string.h>
@@ -501,14 +502,37 @@ static void on_link_down(struct hedge_node *n, struct task *t)
 struct list_task {
     struct task task;
     struct membership_list list;
+    uint64_t lease_ms;
     struct member members[];
 };
+
+/* Whoever leads does so with its own: that is not what who gave another one to
+ * this node expects. */
+static void compare_lease(struct hedge_node *n, uint64_t lease_ms)
+{
+    char theirs[UNITS_SIZE_TEXT], ours[UNITS_SIZE_TEXT];
+
+    if (lease_ms == 0 || n->leader_token != 0) {
+        return; /* An older leader, or this node. */
+    }
+    atomic_store(&n->leader_lease_ms, lease_ms);
+    if (lease_ms != n->o.lease_ms && lease_ms != n->told_lease_ms) {
+        log_warn("node",
+                 "the group's leader has a lease of %s, this node one of %s: "
+                 "that of whoever leads counts; --lease should be the same on "
+                 "all",
+                 units_format_duration(lease_ms, theirs),
+                 units_format_duration(n->o.lease_ms, ours));
+    }
+    n->told_lease_ms = lease_ms;
+}
 
 static void on_list(struct hedge_node *n, struct task *t)
 {
     struct list_task *l = container_of(t, struct list_task, task);
     struct membership_event ev = {.type = MEMBERSHIP_LIST, .list = &l->list};
 
+    compare_lease(n, l->lease_ms);
     l->list.members = l->members;
     node_membership(n, &ev);
 }
@@ -529,6 +553,7 @@ static int forward_list(struct hedge_node *n, Hedge__V1__MembersReply *m,
     }
     t->list.token = m->token;
     t->list.version = m->version;
+    t->lease_ms = m->lease_ms;
     for (size_t i = 0; i < m->n_members; i++) {
         if (!pb_to_member(m->members[i], &t->members[i])) {
             mem_free(t);

@@ -414,6 +414,7 @@ static void tell_leader(struct hedge_node *n, bool won, uint64_t token,
     struct membership_event ev = {.type = MEMBERSHIP_FOLLOW};
 
     n->leader_token = won ? token : 0;
+    atomic_store(&n->leader_lease_ms, won ? n->o.lease_ms : 0);
     directory_lead(n->directory, n->leader_token);
     if (won) {
         stores_register_own(n);

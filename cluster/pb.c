@@ -351,6 +351,7 @@ int pb_store_info(const struct sos_info *info, char *owner,
     b->info.readers = info->readers;
     b->info.missing_copies = info->missing_copies;
     b->info.discarded_blocks = info->discarded_blocks;
+    b->info.writers_ever = info->writers_ever;
     b->info.discarded_bytes = info->discarded_bytes;
     b->uses = (Hedge__V1__TierUse *)(void *)(b + 1);
     b->pointers = (Hedge__V1__TierUse **)(void *)(b->uses + n);

@@ -28,7 +28,6 @@ int members_message(struct hedge_node *n, struct view *v,
         mem_calloc(1, sizeof *b + v->n * (sizeof(Hedge__V1__Member) +
                                           sizeof(Hedge__V1__Member *)));
 
-    (void)n;
     *out = NULL;
     if (b == NULL) {
         return HEDGE_ENOMEM;
@@ -38,6 +37,7 @@ int members_message(struct hedge_node *n, struct view *v,
     b->pointers = (Hedge__V1__Member **)(void *)(b->members + v->n);
     b->reply.version = v->version;
     b->reply.token = v->token;
+    b->reply.lease_ms = atomic_load(&n->leader_lease_ms);
     b->reply.n_members = v->n;
     b->reply.members = b->pointers;
     for (size_t i = 0; i < v->n; i++) {
@@ -130,6 +130,14 @@ int serve_watch_members(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     return rv;
 }
 
+/* This node's own until the leader's is known. */
+static uint64_t leader_lease_ms(struct hedge_node *n)
+{
+    uint64_t ms = atomic_load(&n->leader_lease_ms);
+
+    return ms != 0 ? ms : n->o.lease_ms;
+}
+
 void serve_leader(struct rpc_call *call, void *ctx, const void *req, size_t len)
 {
     struct hedge_node *n = ctx;
@@ -145,7 +153,7 @@ void serve_leader(struct rpc_call *call, void *ctx, const void *req, size_t len)
     }
     m.id = l.id;
     m.token = l.token;
-    m.lease_ms = n->o.lease_ms;
+    m.lease_ms = leader_lease_ms(n);
     m.grpc_address = l.grpc_address;
     pb_reply(call, &m.base);
 }

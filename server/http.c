@@ -3,7 +3,8 @@
  * counted against the node's message budget.
  *
  * The life of a request: headers (handle_begin), body (take_body), whole
- * (handle_whole), answer, over (on_completed). */
+ * (handle_whole), answer, over (on_completed). One that fails within its body
+ * is told so there (tell_early). */
 #include "server/http_internal.h"
 
 #include "cluster/node_internal.h"
@@ -27,7 +28,9 @@
 #define WATCH_MS 250
 #define PATIENCE_MS 5000 /* With the slow while others wait. */
 #define ROOM_MS 2000
-#define SKIP_MAX ((uint64_t)64 << 20) /* Of a body that is not wanted. */
+/* Of a body that is not wanted. */
+#define SKIP_MAX ((uint64_t)64 << 20)
+#define SKIP_MS 10000
 #if defined(HEDGE_TSAN) || defined(__SANITIZE_ADDRESS__)
 #define HTTP_STACK ((size_t)4 << 20)
 #else
@@ -231,14 +234,20 @@ void http_answer_text(struct http_request *r, unsigned status, const char *fmt,
                                                  MHD_RESPMEM_MUST_COPY));
 }
 
+static void add_error_line(struct strbuf *b, int code, const char *text)
+{
+    text = text != NULL && text[0] != '\0' ? text : hedge_strerror(code);
+    http_add_escaped(b, text, strlen(text));
+    strbuf_add(b, "\n", 1);
+}
+
 void http_answer_error(struct http_request *r, int code, const char *text)
 {
     struct strbuf b;
 
-    text = text != NULL && text[0] != '\0' ? text : hedge_strerror(code);
     strbuf_init(&b);
-    http_add_escaped(&b, text, strlen(text));
-    http_answer_text(r, http_status_of(code), "%s\n",
+    add_error_line(&b, code, text);
+    http_answer_text(r, http_status_of(code), "%s",
                      strbuf_ok(&b) ? b.text : hedge_strerror(code));
     strbuf_release(&b);
 }
@@ -383,6 +392,16 @@ static size_t body_max(const struct http_request *r)
     return limit < HTTP_BODY_MAX ? (size_t)limit : HTTP_BODY_MAX;
 }
 
+/* Bytes of the body; 0 where it is not said. */
+static uint64_t announced(struct http_request *r)
+{
+    const char *text = header(r, MHD_HTTP_HEADER_TRANSFER_ENCODING) == NULL
+                           ? header(r, MHD_HTTP_HEADER_CONTENT_LENGTH)
+                           : NULL;
+
+    return text != NULL ? strtoull(text, NULL, 10) : 0;
+}
+
 static bool is_collected(const struct http_request *r)
 {
     return r->route != NULL && r->route->take == NULL;
@@ -397,12 +416,19 @@ static int too_large(struct http_request *r)
                      units_format_size(body_max(r), size));
 }
 
-/* What can be said as soon as the headers are there. */
-static void refuse_early(struct http_request *r)
+static void answer_method(struct http_request *r)
 {
-    const char *text = header(r, MHD_HTTP_HEADER_CONTENT_LENGTH);
-    uint64_t length = text != NULL ? strtoull(text, NULL, 10) : 0;
+    http_answer_text(r, MHD_HTTP_METHOD_NOT_ALLOWED, "%s takes %s\n",
+                     r->route->path, r->route->methods);
+    if (r->response != NULL) {
+        (void)MHD_add_response_header(r->response, MHD_HTTP_HEADER_ALLOW,
+                                      r->route->methods);
+    }
+}
 
+/* What can be said as soon as the headers are there. */
+static void refuse_early(struct http_request *r, const char *method)
+{
     if (r->node->closing) {
         http_answer_error(r, HEDGE_ECLOSED, "the node stops");
     } else if (r->route == NULL) {
@@ -410,7 +436,9 @@ static void refuse_early(struct http_request *r)
     } else if (is_from_a_page(r)) {
         http_answer_error(r, HEDGE_EPERM,
                           "requests from web pages are not answered");
-    } else if (is_collected(r) && length > body_max(r)) {
+    } else if (!http_is_among(r->route->methods, method)) {
+        answer_method(r);
+    } else if (is_collected(r) && announced(r) > body_max(r)) {
         http_answer_error(r, too_large(r), r->error.text);
     }
 }
@@ -451,7 +479,8 @@ static enum MHD_Result send_answer(struct http_request *r)
 
 static enum MHD_Result handle_begin(struct http *h,
                                     struct MHD_Connection *connection,
-                                    const char *url, void **context)
+                                    const char *url, const char *method,
+                                    void **context)
 {
     struct http_request *r = request_new(h, connection, url);
 
@@ -462,7 +491,7 @@ static enum MHD_Result handle_begin(struct http *h,
     client_enters(h, connection, SPEAKING,
                   r->route != NULL && r->route->take != NULL ? HTTP_STREAM_MS
                                                              : HTTP_BODY_MS);
-    refuse_early(r);
+    refuse_early(r, method);
     return r->status != 0 ? send_answer(r) : MHD_YES;
 }
 
@@ -481,30 +510,67 @@ static int collect(struct http_request *r, const char *data, size_t len)
     return rv;
 }
 
-/* After an error the rest is read and forgotten, so that the client gets to
- * hear of it; but not for ever. */
+static void end_route(struct http_request *r)
+{
+    if (r->route != NULL && r->route->end != NULL) {
+        r->route->end(r);
+    }
+}
+
+/* The answer in the middle of a body, where libmicrohttpd takes none. Most
+ * clients see it and stop; from the others enough is taken for them to get as
+ * far as to look, and the connection ends. */
+static void tell_early(struct http_request *r)
+{
+    struct client *cl = client_of(r->connection);
+    struct strbuf line, b;
+
+    r->status = http_status_of(r->failed);
+    strbuf_init(&line);
+    strbuf_init(&b);
+    add_error_line(&line, r->failed, r->error.text);
+    strbuf_addf(&b,
+                "HTTP/1.1 %u %s\r\nConnection: close\r\nContent-Type: %s\r\n"
+                "Cache-Control: no-store\r\nContent-Length: %zu\r\n\r\n",
+                r->status, MHD_get_reason_phrase_for(r->status), HTTP_TEXT,
+                line.len);
+    strbuf_add(&b, line.text, line.len);
+    if (cl != NULL && strbuf_ok(&line) && strbuf_ok(&b)) {
+        (void)send(cl->fd, b.text, b.len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+    strbuf_release(&line);
+    strbuf_release(&b);
+    client_enters(r->http, r->connection, SPEAKING, SKIP_MS);
+    end_route(r);
+}
+
 static enum MHD_Result take_body(struct http_request *r, const char *data,
                                  size_t len)
 {
-    r->n_body += len;
-    if (r->failed == 0) {
-        r->failed = r->route->take != NULL ? r->route->take(r, data, len)
-                                           : collect(r, data, len);
-        r->n_body = r->failed != 0 ? 0 : r->n_body;
-        if (r->failed != 0) {
-            msg_buf_clear(&r->body);
-        }
-    } else if (r->n_body > SKIP_MAX) {
-        return MHD_NO;
-    }
     pthread_mutex_lock(&r->http->lock);
     r->http->use.body_bytes += len;
     pthread_mutex_unlock(&r->http->lock);
+    r->n_body += len;
+    if (r->failed != 0) {
+        r->n_skipped += len;
+        return r->n_skipped <= SKIP_MAX ? MHD_YES : MHD_NO;
+    }
+    r->failed = r->route->take != NULL ? r->route->take(r, data, len)
+                                       : collect(r, data, len);
+    if (r->failed != 0) {
+        msg_buf_clear(&r->body);
+        if (r->n_body != announced(r)) { /* Else its end is there. */
+            tell_early(r);
+        }
+    }
     return MHD_YES;
 }
 
 static enum MHD_Result handle_whole(struct http_request *r)
 {
+    if (r->status != 0) { /* It was told early. */
+        return MHD_NO;
+    }
     client_enters(r->http, r->connection, WAITING, 0);
     if (r->failed != 0) {
         http_answer_error(r, r->failed, r->error.text);
@@ -522,10 +588,9 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection,
 {
     enum MHD_Result ok;
 
-    (void)method;
     (void)version;
     if (*context == NULL) {
-        return handle_begin(cls, connection, url, context);
+        return handle_begin(cls, connection, url, method, context);
     }
     if (*len > 0) {
         ok = take_body(*context, data, *len);
@@ -547,9 +612,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection,
         return;
     }
     *context = NULL;
-    if (r->route != NULL && r->route->end != NULL) {
-        r->route->end(r);
-    }
+    end_route(r);
     pthread_mutex_lock(&h->lock);
     h->use.responses[r->status / 100 < 6 ? r->status / 100 : 0]++;
     pthread_mutex_unlock(&h->lock);

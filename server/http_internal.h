@@ -16,13 +16,15 @@ struct http_request;
 
 struct http_route {
     const char *path;
-    const char *help; /* In the answer to a path there is not. */
+    const char *help;    /* In the answer to a path there is not. */
+    const char *methods; /* "GET,POST" */
     /* The body, piece by piece; NULL: it is collected in request.body. Other
-     * than 0 is answered as an error once the body has ended. */
+     * than 0 is answered as an error, and the rest of the body forgotten. */
     int (*take)(struct http_request *r, const char *data, size_t len);
     /* The request is whole: answer it. */
     void (*answer)(struct http_request *r);
-    /* It is over, whether answered or not. NULL: nothing to do. */
+    /* It is over, whether answered or not, and state NULL from now on; may be
+     * called again. NULL: nothing to do. */
     void (*end)(struct http_request *r);
 };
 
@@ -32,8 +34,8 @@ struct http_request {
     struct MHD_Connection *connection;
     const struct http_route *route; /* NULL: none. */
     struct msg_buf body;
-    uint64_t n_body;
-    int failed; /* Of `take`. */
+    uint64_t n_body, n_skipped; /* Bytes that came; after the failure. */
+    int failed;                 /* Of `take`. */
     struct hedge_error error;
     void *state; /* The route's. */
     bool working;

@@ -384,7 +384,7 @@ static int at_end(struct cursor *c, struct segment *seg)
                  : store->aborted                            ? STORE_ABORTED
                                                              : STORE_CLOSED;
     seg->store = store->name;
-    seg->manifest = store->closed;
+    seg->manifest = store->written;
     seg->complete = c->next == store->next_ordinal;
     return HEDGE_EEND;
 }

@@ -521,6 +521,7 @@ void passage_start(struct passage *p, struct sos_sink *sink,
     p->req.data = block;
     p->req.len = entry_len(e);
     p->req.store = &sink->store->told;
+    p->req.spread = sink->store->options.replicas > 1;
     p->req.cb = on_put;
     p->req.ctx = p;
     passage_step(p, false);

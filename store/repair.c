@@ -80,6 +80,7 @@ static int put_copy(struct repair *r, struct sos_store *store,
                            .data = block,
                            .len = entry_len(e),
                            .store = &store->told,
+                           .spread = true,
                            .cb = on_put,
                            .ctx = r};
     int rv;

@@ -466,12 +466,15 @@ static void drop_unfinished(struct sos_sink *sink)
     }
 }
 
-/* store->lock held. */
+/* store->lock held. What is whole counts, whatever became of the writer: it is
+ * what readers get. */
 static void unregister_writer(struct sos_sink *sink, bool aborted)
 {
     struct sos_store *store = sink->store;
+    struct manifest whole = tally_result(&sink->tally);
 
     drop_unfinished(sink);
+    manifest_merge(&store->written, &whole);
     store->states[sink->base.writer].ended = true;
     store->aborted = store->aborted || aborted;
     store->writers--;
@@ -534,8 +537,6 @@ static int sink_end(struct sos_sink *sink, const struct manifest *claimed,
                        (unsigned long long)m.records,
                        (unsigned long long)m.bytes);
         aborted = true;
-    } else {
-        manifest_merge(&store->closed, &m);
     }
     *out = m; /* Perhaps the same as `claimed`. */
     unregister_writer(sink, aborted);

@@ -895,10 +895,11 @@ int sos_store_info(struct sos_store *store, struct sos_info *out)
     out->generation = store->generation;
     pthread_mutex_lock(&store->lock);
     out->options = store->options;
-    out->manifest = store->closed;
+    out->manifest = store->written;
     add_open(store, &out->manifest);
     out->writers = store->writers;
     out->readers = store->readers;
+    out->writers_ever = store->n_writers;
     out->state = store->writers > 0 || store->n_writers == 0 ? STORE_OPEN
                  : store->aborted                            ? STORE_ABORTED
                                                              : STORE_CLOSED;

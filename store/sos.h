@@ -114,8 +114,9 @@ struct sos_info {
     uint64_t generation;
     struct manifest manifest; /* Of open writers: what they have sealed. */
     enum store_state state;
-    uint64_t expires_at_ms; /* Wall clock; 0 while in use. */
-    unsigned writers, readers;
+    uint64_t expires_at_ms;    /* Wall clock; 0 while in use. */
+    unsigned writers, readers; /* Open now. */
+    uint32_t writers_ever;
     struct sos_store_options options;
     unsigned n_uses;
     struct sos_use *uses; /* mem_free() it. Without what is lost. */

@@ -64,9 +64,9 @@ struct sos_store {
     bool aborted;
     struct writer_state *states; /* By writer. */
     uint32_t states_cap;
-    struct manifest closed;
-    struct list sinks; /* Open ones. */
-    uint64_t n_blocks; /* Numbered, with their data. */
+    struct manifest written; /* By writers that have ended. */
+    struct list sinks;       /* Of those that have not. */
+    uint64_t n_blocks;       /* Numbered, with their data. */
     uint64_t n_discarded, discarded_bytes;
     uint64_t mem_used, disk_used; /* On this node, padded. */
     unsigned inflight;            /* Passages. */

@@ -65,6 +65,9 @@ struct tier_req {
     /* In: units (nodes) that hold a copy already and must not be used. */
     uint32_t avoid[TIER_COPIES_MAX];
     unsigned n_avoid;
+    /* In: for puts. One of several copies: they are spread over the units, so
+     * that none is full while others have room for one copy and not for two. */
+    bool spread;
     int status;               /* Out. */
     struct hedge_error error; /* Out, when status is not 0. */
     tier_cb cb;

@@ -518,6 +518,17 @@ static int parse_rest(struct parser *p, struct cli_call *call)
     return rv;
 }
 
+static int parse_and_prepare(struct parser *p, struct cli_call *call)
+{
+    int rv = parse_rest(p, call);
+
+    if (rv != 0 || p->help) {
+        return rv;
+    }
+    rv = check_operands(p, call);
+    return rv == 0 && p->program->prepare != NULL ? p->program->prepare() : rv;
+}
+
 static int run_command(struct parser *p)
 {
     struct cli_call call = {.ctx = p->program->ctx};
@@ -526,17 +537,14 @@ static int run_command(struct parser *p)
     (void)snprintf(who, sizeof who, "%s %s", p->program->name,
                    p->command->name);
     set_fallbacks(p->command->options);
-    rv = parse_rest(p, &call);
-    if (rv == 0 && p->help) {
-        return help_command(p->program, p->command);
-    }
+    rv = parse_and_prepare(p, &call);
     if (rv == 0) {
-        rv = check_operands(p, &call);
+        rv = p->help ? help_command(p->program, p->command)
+                     : p->command->run(&call);
+    } else if (p->command->runs_command) {
+        rv = CLI_RUN_FAILED;
     }
-    if (rv == 0 && p->program->prepare != NULL) {
-        rv = p->program->prepare();
-    }
-    return rv != 0 ? rv : p->command->run(&call);
+    return rv;
 }
 
 static int parse_and_run(struct parser *p)

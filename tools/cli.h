@@ -15,8 +15,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Exit statuses, a promise to scripts. */
-enum cli_status { CLI_DONE, CLI_FAILED, CLI_USAGE, CLI_NOT_FOUND };
+/* Exit statuses, a promise to scripts. Commands that run a command pass its
+ * own status on, so that of all their failures is CLI_RUN_FAILED. */
+enum cli_status {
+    CLI_DONE,
+    CLI_FAILED,
+    CLI_USAGE,
+    CLI_NOT_FOUND,
+    CLI_RUN_FAILED = 125,
+    CLI_RUN_NOT_RUNNABLE,
+    CLI_RUN_NOT_FOUND,
+};
 
 enum cli_kind {
     CLI_FLAG,     /* bool *: no value. */

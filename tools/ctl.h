@@ -10,6 +10,7 @@
 #define TOOLS_CTL_H
 
 #include "cluster/client.h"
+#include "store/base/strbuf.h"
 #include "tools/cli.h"
 
 struct ctl {
@@ -29,6 +30,11 @@ static inline bool ctl_json(const struct cli_call *call)
 int ctl_connect(const struct ctl *ctl, struct client **out);
 /* Say what went wrong; returns the exit status. */
 int ctl_error(const struct hedge_error *e);
+/* The exit status of a HEDGE_* code, for who says more: one table for all
+ * commands. */
+int ctl_status(int code);
+/* The sentences of the help that say which status is what. */
+void ctl_describe_statuses(struct strbuf *out);
 /* 0, or CLI_USAGE after saying what is wrong with the name of a store. */
 int ctl_check_name(const char *name);
 

@@ -40,17 +40,16 @@ static const struct cli_command *const commands[] = {
 
 int main(int argc, char **argv)
 {
-    static const struct cli_program program = {
+    static struct cli_program program = {
         .name = "hedgectl",
         .version = HEDGE_VERSION,
         .about = "Talks to a node of a hedge cluster.",
         .options = global_options,
         .commands = commands,
-        .notes = "Sizes are bytes, or with K, M or G (1024-based). Durations "
-                 "have a unit: ms, s, m or h. Exit status: 0 done, 1 failed, "
-                 "2 wrong usage, 3 not found.",
         .ctx = &ctl,
     };
+    struct strbuf notes;
+    int rv;
 
     if (argc > 1 && strcmp(argv[1], GUARD_WORD) == 0) {
         return guard_main(argc - 2, argv + 2);
@@ -60,5 +59,12 @@ int main(int argc, char **argv)
     (void)signal(SIGPIPE, SIG_DFL);
     log_set_level(LOG_OFF);
     output_init();
-    return cli_main(&program, argc, argv);
+    strbuf_init(&notes);
+    strbuf_addf(&notes, "Sizes are bytes, or with K, M or G (1024-based). "
+                        "Durations have a unit: ms, s, m or h. ");
+    ctl_describe_statuses(&notes);
+    program.notes = strbuf_ok(&notes) ? notes.text : NULL;
+    rv = cli_main(&program, argc, argv);
+    strbuf_release(&notes);
+    return rv;
 }

@@ -144,8 +144,9 @@ static int read_value(unsigned char **out, size_t *len)
     }
     if (n > VALUE_MAX_BYTES) {
         mem_free(data);
-        return cli_fail("the value is over the limit of %s",
-                        units_format_size(VALUE_MAX_BYTES, size));
+        (void)cli_fail("the value is over the limit of %s",
+                       units_format_size(VALUE_MAX_BYTES, size));
+        return ctl_status(HEDGE_ETOOBIG);
     }
     *out = data;
     *len = n;
@@ -293,7 +294,7 @@ static int run_get(const struct cli_call *call)
     }
     if (g.n == 0) {
         (void)cli_fail("there is no version of \"%s\"", call->operands[0]);
-        return CLI_NOT_FOUND;
+        return ctl_status(HEDGE_ENOTFOUND);
     }
     if (g.table != NULL) {
         table_print(g.table);

@@ -301,9 +301,10 @@ static int import_flush(struct import *im)
     m.n_puts = im->n;
     m.puts = im->pointers;
     if (log_put(im->client, &m, im->ctl->timeout_ms, &reply, &e) != 0) {
-        rv = cli_fail("lines %llu to %llu: %s",
-                      (unsigned long long)im->first_line,
-                      (unsigned long long)im->line, e.text);
+        (void)cli_fail("lines %llu to %llu: %s",
+                       (unsigned long long)im->first_line,
+                       (unsigned long long)im->line, e.text);
+        rv = ctl_status(e.code);
     } else {
         im->done += im->n;
         hedge__v1__log_put_reply__free_unpacked(reply, NULL);
@@ -332,8 +333,8 @@ static int import_line(struct import *im, const char *text, size_t len)
     if (!log_line_parse(text, len, &l, why)) {
         rv = import_flush(im); /* What stands before it is good. */
         return rv != 0 ? rv
-                       : cli_fail("line %llu: %s", (unsigned long long)im->line,
-                                  why);
+                       : cli_usage("line %llu: %s",
+                                   (unsigned long long)im->line, why);
     }
     if (im->n == IMPORT_PUTS ||
         (im->n > 0 && im->bytes + l.key_len + l.value_len > IMPORT_BYTES)) {
@@ -385,8 +386,8 @@ static int next_line(const struct import *im, struct strbuf *b, bool *end)
         return cli_fail("out of memory");
     }
     return b->len > LINE_MAX_BYTES
-               ? cli_fail("line %llu: longer than %zu bytes",
-                          (unsigned long long)im->line + 1, LINE_MAX_BYTES)
+               ? cli_usage("line %llu: longer than %zu bytes",
+                           (unsigned long long)im->line + 1, LINE_MAX_BYTES)
                : 0;
 }
 

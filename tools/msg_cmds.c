@@ -43,7 +43,7 @@ static int read_input(struct payload *p)
         n = fread(p->data + p->len, 1, cap - p->len, stdin);
         p->len += n;
         if (p->len > MESSAGE_MAX) {
-            return cli_fail("a message has at most 64 MiB");
+            return cli_usage("a message has at most 64 MiB");
         }
     } while (n > 0);
     return ferror(stdin) ? cli_fail("standard input cannot be read") : CLI_DONE;

@@ -7,6 +7,7 @@
 #include "tools/output.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@ struct session {
     const struct cli_call *call;
     struct rpc_stream *stream;
     bool broadcast, failed;
+    atomic_int refused; /* The exit status, if a line cannot be sent. */
     /* The reply that is coming in, and from whom. */
     char *data;
     size_t len;
@@ -60,7 +62,8 @@ static void *send_lines(void *arg)
         size_t len = (size_t)n - (line[n - 1] == '\n');
 
         if (len > MESSAGE_MAX) {
-            (void)cli_fail("a message has at most 64 MiB");
+            atomic_store(&s->refused,
+                         cli_usage("a message has at most 64 MiB"));
             rpc_stream_cancel(s->stream);
             break;
         }
@@ -190,7 +193,8 @@ static int run_session(struct session *s, struct client *c)
                              RPC_NO_TIMEOUT, &s->stream);
 
     if (rv != 0) {
-        return cli_fail("%s", hedge_strerror(rv));
+        (void)error_set(&e, rv, "%s", hedge_strerror(rv));
+        return ctl_error(&e);
     }
     /* If that fails, receiving says why. */
     if (send_open(s, c) == 0 &&
@@ -198,6 +202,9 @@ static int run_session(struct session *s, struct client *c)
         return cli_fail("no thread for a stream");
     }
     rv = take_items(s, &e);
+    if (atomic_load(&s->refused) != CLI_DONE) {
+        return atomic_load(&s->refused);
+    }
     if (rv != 0) {
         return ctl_error(&e);
     }

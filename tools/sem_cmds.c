@@ -68,16 +68,14 @@ static int run_with(const struct cli_call *cli, uint64_t of, uint64_t want)
                                      .wait_ms =
                                          wait_given ? wait_ms : SEMAPHORE_NEVER,
                                      .lease_ms = lease_ms};
-    int rv = ctl_check_name(r.name);
 
-    return rv != 0 ? rv : sem_run(cli->ctx, &r, cli->rest);
+    return ctl_check_name(r.name) != 0 ? CLI_RUN_FAILED
+                                       : sem_run(cli->ctx, &r, cli->rest);
 }
 
 static int run_sem_run(const struct cli_call *cli)
 {
-    int rv = check_limit();
-
-    return rv != 0 ? rv : run_with(cli, limit, permits);
+    return check_limit() != 0 ? CLI_RUN_FAILED : run_with(cli, limit, permits);
 }
 
 static int run_lock_run(const struct cli_call *cli)
@@ -317,7 +315,7 @@ static int run_ls(const struct cli_call *cli)
     if (cli->n > 0 && list->n == 0) {
         (void)cli_fail("nobody holds or waits for semaphore \"%s\"",
                        cli->operands[0]);
-        rv = CLI_NOT_FOUND;
+        rv = ctl_status(HEDGE_ENOTFOUND);
     } else if (ctl_json(cli)) {
         print_json(list);
     } else {

@@ -225,7 +225,7 @@ static void set_status(struct run *x, int status)
 static void not_run(struct run *x, int err)
 {
     fprintf(stderr, "hedgectl: %s: %s\n", x->command[0], strerror(err));
-    set_status(x, err == ENOENT ? SEM_RUN_NOT_FOUND : SEM_RUN_NOT_RUNNABLE);
+    set_status(x, err == ENOENT ? CLI_RUN_NOT_FOUND : CLI_RUN_NOT_RUNNABLE);
 }
 
 static void read_reports(struct run *x)
@@ -386,7 +386,7 @@ static void oversee(struct run *x)
             (void)kill(-x->group, SIGKILL);
         }
         fprintf(stderr, "hedgectl: the command's guard was killed\n");
-        set_status(x, SEM_RUN_FAILED);
+        set_status(x, CLI_RUN_FAILED);
     }
     give_terminal(x, getpgrp());
 }
@@ -399,19 +399,19 @@ int sem_run(const struct ctl *ctl, const struct keeper_request *r,
     uint64_t now, left_ms;
 
     if (block_signals(&x) < 0) {
-        return cli_fail("no descriptor for signals"), SEM_RUN_FAILED;
+        return cli_fail("no descriptor for signals"), CLI_RUN_FAILED;
     }
     if (keeper_start(ctl, r, &x.keeper) != 0) {
-        return SEM_RUN_FAILED;
+        return CLI_RUN_FAILED;
     }
     if (wait_for_grant(&x, &s) != 0) {
         (void)keeper_stop(x.keeper);
-        return SEM_RUN_FAILED;
+        return CLI_RUN_FAILED;
     }
     find_terminal(&x);
     if (start_guard(&x, &s) != 0) {
         (void)keeper_stop(x.keeper);
-        return SEM_RUN_FAILED;
+        return CLI_RUN_FAILED;
     }
     oversee(&x);
     if (!keeper_stop(x.keeper) && !x.lost) {
@@ -422,5 +422,5 @@ int sem_run(const struct ctl *ctl, const struct keeper_request *r,
                 "are free in %llu s at the latest\n",
                 r->name, (unsigned long long)left_ms / 1000 + 1);
     }
-    return x.lost ? SEM_RUN_FAILED : x.status;
+    return x.lost ? CLI_RUN_FAILED : x.status;
 }

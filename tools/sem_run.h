@@ -4,11 +4,7 @@
 
 #include "tools/keeper.h"
 
-#define SEM_RUN_FAILED 125
-#define SEM_RUN_NOT_RUNNABLE 126
-#define SEM_RUN_NOT_FOUND 127
-
-/* The exit status; only permits is looked at before. */
+/* The exit status. */
 int sem_run(const struct ctl *ctl, const struct keeper_request *r,
             char *const *command);
 

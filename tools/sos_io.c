@@ -281,7 +281,8 @@ static int cannot_open(const struct sos_write_args *a,
     if (e->code != HEDGE_EEXISTS) {
         return ctl_error(e);
     }
-    return cli_fail("%s: --append, or hedgectl sos rm %s", e->text, a->name);
+    (void)cli_fail("%s: --append, or hedgectl sos rm %s", e->text, a->name);
+    return ctl_status(e->code);
 }
 
 static int write_all(const struct sos_write_args *a, struct client *c,

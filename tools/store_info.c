@@ -69,6 +69,9 @@ void store_info_text(const Hedge__V1__StoreInfo *s)
     printf("%-10s %" PRIu64 "\n", "generation", s->generation);
     printf("%-10s %s (%u writing, %u reading)\n", "state", s->state, s->writers,
            s->readers);
+    if (s->writers_ever > 1) {
+        printf("%-10s to, by %u writers in all\n", "appended", s->writers_ever);
+    }
     printf("%-10s %" PRIu64 "\n", "records", s->records);
     printf("%-10s %" PRIu64 " (%s)\n", "bytes", s->bytes,
            units_format_size(s->bytes, a));

@@ -136,11 +136,12 @@ struct peer {
     bool was_listed;
     bool gone; /* Another life of the node has begun: all is lost. */
     bool full; /* Has refused, and has not shown room since. */
-    /* It takes connections and does not answer puts, and is waited for until
-     * then; 0: it does. One end for all puts: it may never be heard of again.
-     */
+    /* It says nothing, neither to puts nor to who connects, and is waited for
+     * until then; 0: it does. One end for all puts: it may never be heard of
+     * again. */
     uint64_t silent_until_ms;
     uint64_t mem_free, disk_free;
+    unsigned n_puts; /* Queued or in flight: `free` knows nothing of them. */
     uint64_t busy_until_ms; /* Not to be asked to store before. */
     struct refusal refusals[PEER_REFUSALS]; /* By stores' own limits. */
     unsigned next_refusal;
@@ -178,7 +179,8 @@ struct peer_tier {
     pthread_cond_t unpinned;
     struct peer **peers; /* By unit. */
     uint32_t n_peers, peers_cap;
-    struct peer *target;
+    struct peer *target;  /* It is being filled. */
+    struct peer *copies;  /* It got the last block of a store with replicas. */
     struct list waiting;  /* Puts no peer can be asked for just now. */
     struct list finished; /* Settled ops, to be completed by our thread. */
     unsigned n_ops;       /* Not completed. */

@@ -109,6 +109,16 @@ void lane_break(struct lane *l, int code, const char *text)
     pthread_cond_broadcast(&t->unpinned);
 }
 
+/* Lock held. The peer says nothing. Where it says that nobody is there, it has
+ * ended. */
+static void is_silent(struct lane *l)
+{
+    l->stalled = true;
+    if (l->kind == &put_lane && l->peer->silent_until_ms == 0) {
+        l->peer->silent_until_ms = peer_now_ms() + peer_put_silent_ms;
+    }
+}
+
 void lane_check(struct lane *l, uint64_t now_ms)
 {
     char text[64];
@@ -120,10 +130,7 @@ void lane_check(struct lane *l, uint64_t now_ms)
         lane_break(l, HEDGE_ELOST, "another life of the node has begun");
     } else if (l->n_flight > 0 && now_ms > l->progress_ms &&
                now_ms - l->progress_ms >= l->kind->stall_ms) {
-        l->stalled = true;
-        if (l->kind == &put_lane && l->peer->silent_until_ms == 0) {
-            l->peer->silent_until_ms = now_ms + peer_put_silent_ms;
-        }
+        is_silent(l);
         (void)snprintf(text, sizeof text, "no answer for %llu ms",
                        (unsigned long long)(now_ms - l->progress_ms));
         lane_break(l, HEDGE_EUNAVAILABLE, text);
@@ -203,6 +210,7 @@ static int session_begin(struct lane *l, pthread_t *receiver)
     struct rpc_channel *c = NULL;
     struct rpc_stream *s = NULL;
     struct hedge_error e = {.code = 0};
+    uint64_t start = peer_now_ms();
     char target[PEER_ID_MAX];
     int rv;
 
@@ -212,6 +220,9 @@ static int session_begin(struct lane *l, pthread_t *receiver)
     pthread_mutex_lock(&t->lock);
     l->session++;
     l->is_broken = l->answered = l->stalled = false;
+    if (rv != 0 && peer_now_ms() - start >= CONNECT_MS) {
+        is_silent(l);
+    }
     error_clear(&l->why);
     l->progress_ms = peer_now_ms();
     l->channel = c;

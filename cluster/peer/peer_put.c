@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define SPREAD_PARTS 16
+
 /* --- choosing ------------------------------------------------------------- */
 
 static bool refuses_store(const struct peer *p, uint64_t generation,
@@ -80,19 +82,37 @@ static bool may_take(const struct peer *p, const struct op *op, uint64_t now)
            !refuses_store(p, op->req->id.generation, now);
 }
 
+static uint64_t room_of(const struct peer *p)
+{
+    uint64_t free = p->mem_free + p->disk_free;
+    uint64_t coming = p->n_puts * (uint64_t)p->tier->block_size;
+
+    return free > coming ? free - coming : 0;
+}
+
+/* Copies stay with a peer until another has a good deal more room: blocks that
+ * follow each other are dropped by one call. */
+static bool goes_on(const struct peer *p, const struct peer *best)
+{
+    return room_of(p) >= room_of(best) - room_of(best) / SPREAD_PARTS;
+}
+
 /* Lock held. The peer that is being filled, or else the one with the most
- * room, which is filled from now on. `wait_ms`: there is none, but one of those
- * that have stumbled might take it within that time. */
+ * room, which is filled from now on; of copies each goes where most room is.
+ * `wait_ms`: there is none, but one of those that have stumbled might take it
+ * within that time. */
 static struct peer *choose(struct op *op, uint64_t *wait_ms)
 {
     struct peer_tier *t = op->tier;
+    struct peer **last = op->req->spread ? &t->copies : &t->target;
     uint64_t now = peer_now_ms();
     struct peer *best = NULL;
+    bool may_go_on =
+        *last != NULL && is_ready(*last, now) && may_take(*last, op, now);
 
     *wait_ms = 0;
-    if (t->target != NULL && is_ready(t->target, now) &&
-        may_take(t->target, op, now)) {
-        return t->target;
+    if (may_go_on && !op->req->spread) {
+        return *last;
     }
     for (uint32_t i = 0; i < t->n_peers; i++) {
         struct peer *p = t->peers[i];
@@ -102,13 +122,16 @@ static struct peer *choose(struct op *op, uint64_t *wait_ms)
         }
         if (!is_ready(p, now)) {
             *wait_ms = patience(p) > *wait_ms ? patience(p) : *wait_ms;
-        } else if (best == NULL || p->mem_free + p->disk_free >
-                                       best->mem_free + best->disk_free) {
+        } else if (best == NULL || room_of(p) > room_of(best)) {
             best = p;
         }
     }
-    if (best != NULL && (t->target == NULL || !is_ready(t->target, now))) {
-        t->target = best;
+    if (may_go_on && goes_on(*last, best)) {
+        return *last;
+    }
+    if (best != NULL &&
+        (op->req->spread || *last == NULL || !is_ready(*last, now))) {
+        *last = best;
     }
     return best;
 }
@@ -176,6 +199,7 @@ void put_place(struct op *op)
     }
     p = op->n_tried < PEER_TRIED_MAX ? choose(op, &wait_ms) : NULL;
     if (p != NULL && lane_submit(&p->put, op) == 0) {
+        p->n_puts++;
         return;
     }
     if (p != NULL) {
@@ -314,16 +338,26 @@ static void not_stored(struct peer *p, struct op *op,
     put_place(op);
 }
 
+/* Lock held. Ops that have left the peer's lane find another place. */
+static void move_ops(struct peer *p, struct list *moving)
+{
+    struct list *i;
+
+    while ((i = list_pop(moving)) != NULL) {
+        assert(p->n_puts > 0);
+        p->n_puts--;
+        put_place(container_of(i, struct op, link));
+    }
+}
+
 /* Lock held. What waits in the queue need not learn it by itself. */
 static void move_queue(struct lane *l)
 {
-    struct list moving, *i;
+    struct list moving;
 
     list_init(&moving);
     list_splice(&moving, &l->queue);
-    while ((i = list_pop(&moving)) != NULL) {
-        put_place(container_of(i, struct op, link));
-    }
+    move_ops(l->peer, &moving);
 }
 
 /* Lock held. True: the op is to be completed by the caller. */
@@ -334,6 +368,7 @@ static bool answered(struct lane *l, struct op *op,
     struct peer *p = l->peer;
 
     lane_answered(l, op);
+    p->n_puts--;
     p->silent_until_ms = 0;
     p->mem_free = r->mem_free;
     p->disk_free = r->disk_free;
@@ -409,9 +444,7 @@ static void put_broken(struct lane *l, const struct hedge_error *why)
     }
     list_splice(&moving, &l->flight);
     list_splice(&moving, &l->queue);
-    while ((i = list_pop(&moving)) != NULL) {
-        put_place(container_of(i, struct op, link));
-    }
+    move_ops(p, &moving);
 }
 
 const struct lane_kind put_lane = {

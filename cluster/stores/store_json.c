@@ -155,6 +155,7 @@ cJSON *store_json(const Hedge__V1__StoreInfo *s)
     add_text(&m, "state", s->state);
     add_time(&m, "expires_at", s->expires_at_ms);
     add_u64(&m, "writers", s->writers);
+    add_u64(&m, "writers_ever", s->writers_ever);
     add_u64(&m, "readers", s->readers);
     add_u64(&m, "missing_copies", s->missing_copies);
     add_u64(&m, "discarded_blocks", s->discarded_blocks);

@@ -6,6 +6,20 @@ import grpc
 from hedge_harness import free_ports, stubs
 
 
+class Refusal(grpc.GenericRpcHandler):
+    """Answers every call that nothing else serves with one error."""
+
+    def __init__(self):
+        self.error = "ENOTSUP"
+
+    def service(self, details):
+        def refuse(_requests, context):
+            context.set_trailing_metadata((("hedge-error", self.error),))
+            context.abort(grpc.StatusCode.UNKNOWN, f"refused: {self.error}")
+        del details
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 class FakeNode:
     """Serves Cluster and Store on port + 1 (or the port itself). Errors of
     stores by name: {"gone": ("ENOTFOUND", NOT_FOUND, "no store 'gone'")}."""
@@ -24,6 +38,8 @@ class FakeNode:
             options=[("grpc.so_reuseport", 0)])
         services.add_ClusterServicer_to_server(self, self.server)
         services.add_StoreServicer_to_server(self, self.server)
+        self.refusal = Refusal()
+        self.server.add_generic_rpc_handlers((self.refusal,))
         self.server.add_insecure_port(address)
         self.server.start()
 
@@ -57,9 +73,12 @@ class FakeNode:
 
     def check(self, name, context):
         if name in self.errors:
-            code, status, text = self.errors[name]
-            context.set_trailing_metadata((("hedge-error", code),))
-            context.abort(status, text)
+            self.abort(context, *self.errors[name])
+
+    @staticmethod
+    def abort(context, code, status, text):
+        context.set_trailing_metadata((("hedge-error", code),))
+        context.abort(status, text)
 
     # pylint: disable=invalid-name,missing-function-docstring
     def Status(self, _request, _context):
@@ -94,7 +113,9 @@ class FakeNode:
         return self.pb.Empty()
 
     def Write(self, _requests, context):
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "fake")
+        self.abort(context, self.refusal.error, grpc.StatusCode.UNKNOWN,
+                   "refused")
 
     def Read(self, _requests, context):
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "fake")
+        self.abort(context, self.refusal.error, grpc.StatusCode.UNKNOWN,
+                   "refused")

@@ -1,14 +1,15 @@
 """hedgectl without a daemon: usage, help, exit statuses, JSON, finding a
 node."""
 import os
+import re
 import socket
 import subprocess
 
 import grpc
 
 from fake_node import FakeNode
-from hedge_harness import (HEDGECTL, HedgeTest, free_ports, hedgectl, main,
-                           spawn)
+from hedge_harness import (HEDGECTL, ROOT, HedgeTest, free_ports, hedgectl,
+                           main, spawn)
 
 COMMANDS = ["members", "leader", "status", "sos write", "sos read", "sos stat",
             "sos ls", "sos rm",
@@ -288,6 +289,31 @@ class Answers(HedgeTest):
         # Columns line up, whatever the bytes of a name.
         self.assertEqual(len({row.index("127") for row in rows[1:]}), 1)
 
+    def test_numbers_in_json(self):
+        """What uses all of 64 bits is a string, everywhere, and nothing
+        else that is a number."""
+        node = self.fake()
+        found = set()
+
+        def check(key, value):
+            if isinstance(value, dict):
+                for k, v in value.items():
+                    check(k, v)
+            elif isinstance(value, list):
+                for v in value:
+                    check(key, v)
+            elif key in ("generation", "incarnation"):
+                self.assertRegex(value, r"^\d+$", key)
+                found.add(key)
+            elif isinstance(value, str):
+                self.assertNotRegex(value, r"^\d+$", key)
+        for args in (["members"], ["leader"], ["status"], ["sos", "stat", "x"],
+                     ["sos", "ls"]):
+            for o in self.assert_done(hedgectl(
+                    *args, node=node, json_output=True)).objects():
+                check("", o)
+        self.assertEqual(found, {"generation", "incarnation"})
+
     def test_ls_incomplete(self):
         node = self.fake(missing=["127.0.0.1:9999"])
         result = hedgectl("sos", "ls", node=node, json_output=True)
@@ -318,6 +344,49 @@ class Answers(HedgeTest):
                         hedgectl("sos", verb, name, node=node), status)
                     self.assertEqual(
                         result.err, f"hedgectl sos {verb}: {text}\n")
+
+    def test_statuses(self):
+        """Whatever the command, a code has the status that help and README
+        say."""
+        node = self.fake()
+        text = " ".join(self.assert_done(hedgectl("--help")).out.split())
+        said = {}
+        for status, names in re.findall(r"(\d) [^;()]*\(([A-Z, ]+)\)",
+                                        text[text.index("Exit status"):]):
+            said.update({name: int(status) for name in names.split(", ")})
+        with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
+            rows = re.findall(r"^\| (\d) \| .* \| (`E.*`) \|$", f.read(), re.M)
+        self.assertEqual(said, {name.strip("`"): int(status)
+                                for status, names in rows
+                                for name in names.split(", ")})
+        self.assertEqual(said, {"EINVAL": 2, "ETOOBIG": 2, "ENOTFOUND": 3,
+                                "EEXPIRED": 3, "EFENCED": 3})
+        with open(os.path.join(ROOT, "store/base/errors.h"),
+                  encoding="utf-8") as f:
+            codes = re.findall(r"^    X\((E\w+), \d+,", f.read(), re.M)
+        self.assertGreater(len(codes), 30)
+        codes.remove("EEND")  # The end of a stream, and no error.
+        for code in codes:
+            node.refusal.error = code
+            node.errors = {"x": (code, grpc.StatusCode.UNKNOWN, "refused")}
+            self.all_exit_with(node, code, said.get(code, 1))
+
+    def all_exit_with(self, node, code, status):
+        for args in (["sos", "write", "x"], ["sos", "read", "x"],
+                     ["sos", "stat", "x"], ["sos", "rm", "x"],
+                     ["put", "k", "v"], ["get", "k"], ["log"],
+                     ["log", "compact", "--before", "1"], ["log", "import"],
+                     ["send", "x"], ["broadcast", "x"], ["stream-send"],
+                     ["stream-broadcast"], ["sem", "ls"],
+                     ["sem", "acquire", "x", "--limit", "1", "--ttl", "1s"],
+                     ["sem", "release", "x", "1"],
+                     ["sem", "revoke", "x", "1"],
+                     ["lock", "run", "x", "--", "true"],
+                     ["sem", "run", "x", "--limit", "1", "--", "true"]):
+            with self.subTest(code=code, args=args):
+                result = hedgectl("--timeout", "300ms", *args, node=node,
+                                  data=b'{"key":"k","value":""}\n')
+                self.assert_status(result, 125 if "run" in args else status)
 
     def test_no_room_for_the_result(self):
         node = self.fake()

@@ -285,6 +285,20 @@ class Election(DaemonTest):
         member.resume()
         cluster.wait_members(3)
 
+    def test_another_lease(self):
+        """Who joins with another lease than the leader's is told so."""
+        leader = self.node(lease="9s")
+        same, other = self.node(lease="9s"), self.node(lease="3s")
+
+        def asked(node):
+            return node.ctl("leader", json_output=True).object()["lease_ms"]
+        for node in (leader, same, other):
+            wait_until("the leader's lease", lambda n=node: asked(n) == 9000)
+        warned = "lease of 9 s, this node one of 3 s"
+        wait_until("a warning", lambda: warned in other.log_text())
+        for node in (leader, same):
+            self.assertNotIn("this node one of", node.log_text())
+
     def test_other_block_size_is_refused(self):
         first = self.node()
         other = self.node(start=False, block_size="2M", mem_limit="64M")

@@ -369,6 +369,10 @@ class Clients(FaultTest):
                                      json_output=True).object()["state"]
                 wait_until("the store to be aborted",
                            lambda: state() == "aborted", 10)
+                info = other.ctl("sos", "stat", "x",
+                                 json_output=True).object()
+                self.assertEqual((info["records"], info["bytes"]),
+                                 (2000, 2000 * len(line)))
                 for result in (finish(follower), node.ctl("sos", "read", "x"),
                                other.ctl("sos", "read", "x", "--follow")):
                     self.check_told(result, '"x"')

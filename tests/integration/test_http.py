@@ -5,8 +5,10 @@ import json
 import os
 import re
 import resource
+import select
 import socket
 import struct
+import subprocess
 import time
 
 from hedge_harness import (MIB, DaemonTest, SharedTest, free_ports, main,
@@ -100,7 +102,7 @@ class Probes(HttpTest):
 
     def test_probes(self):
         for node in self.nodes:
-            for method in ("GET", "POST", "HEAD", "PUT", "BREW"):
+            for method in ("GET", "POST", "HEAD"):
                 status, body = request(node, "/readyz", method=method)
                 self.assertEqual(status, 200)
                 self.assertEqual(body, b"" if method == "HEAD" else b"ok\n")
@@ -193,6 +195,7 @@ class Stores(HttpTest):
             self.assertEqual(status, 200, answer)
             said = json.loads(answer)
             stat = node.ctl("sos", "stat", f"s{i}", json_output=True).object()
+            self.assertRegex(said["generation"], r"^\d+$")
             for key in ("name", "owner", "generation", "records", "bytes",
                         "digest", "state", "tiers", "options"):
                 self.assertEqual(said[key], stat[key], key)
@@ -246,6 +249,77 @@ class Stores(HttpTest):
         # It has the beginning, whole.
         self.assert_done(self.first.ctl("sos", "read", "full"))
 
+    def test_full_within_a_long_body(self):
+        """Who sends more than is thrown away hears why it ends, all the
+        same."""
+        piece = random_bytes(MIB)
+        head = (b"POST /sos?name=%s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n")
+        for name, frame, piece in (
+                (b"long", b"Content-Length: 9999999999", piece),
+                (b"chunks", b"Transfer-Encoding: chunked",
+                 b"100000\r\n" + piece + b"\r\n")):
+            answer = self.until_answered(head % (name, frame), piece)
+            self.assertRegex(answer, rb"^HTTP/1.1 507 [A-Z][^\r]*\r\n")
+            self.assertIn(b"\r\nConnection: close\r\n", answer)
+            self.assertRegex(answer, rb"\r\n\r\n[^\r\n]*no room[^\r\n]*\n$")
+            self.assert_done(self.first.ctl("sos", "read", name))
+            self.assertEqual(self.first.ctl(
+                "sos", "stat", name, json_output=True).object()["state"],
+                "closed")
+            self.assert_done(self.first.ctl("sos", "rm", name))
+            self.wait_unused()
+
+    def until_answered(self, head, piece):
+        """Sends until there is an answer, and only then reads it."""
+        with connect(self.first) as c:
+            c.sendall(head)
+            for _ in range(1000):
+                c.sendall(piece)
+                if select.select([c], [], [], 0)[0]:
+                    break
+            answer = b""
+            while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer \
+                    or answer.endswith(b"\r\n\r\n"):
+                more = c.recv(65536)
+                self.assertNotEqual(more, b"", answer)
+                answer += more
+            return answer
+
+    def test_curl_shows_why(self):
+        path = os.path.join(self.dir, "body")
+        with open(path, "wb") as f:
+            for i in range(300):
+                f.write(random_bytes(MIB, i))
+        for args in (["--data-binary", f"@{path}"], ["-T", path],
+                     ["-H", "Expect:", "-T", path],
+                     ["-H", "Transfer-Encoding: chunked", "-T", path]):
+            done = subprocess.run(
+                ["curl", "-sS", "-w", "%{http_code}", *args,
+                 f"http://{self.first.http}/sos?name=curl"],
+                capture_output=True, text=True, check=False, timeout=120)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), args)
+            self.assertRegex(done.stdout, r"no room[^\n]*\n507$")
+            self.assert_done(self.first.ctl("sos", "rm", "curl"))
+            self.wait_unused()
+
+    def test_a_body_that_does_not_end(self):
+        """It is refused, told so, and not listened to for ever."""
+        for pause in (0, 0.5):
+            with connect(self.first) as c:
+                c.sendall(b"POST /sos?name=a/b HTTP/1.1\r\nHost: x\r\n"
+                          b"Content-Length: 9999999999\r\n\r\n" + bytes(1000))
+                self.assertEqual(c.recv(12), b"HTTP/1.1 400")
+                sent = 0
+                try:
+                    while sent < 1 << 30:
+                        time.sleep(pause)
+                        sent += c.send(b"x" if pause else bytes(MIB))
+                except OSError:
+                    pass
+                self.assertLess(sent, 128 * MIB)
+        wait_until("its thread to end", lambda: metrics(
+            self.first)["hedge_http_connections"] == 1)
+
     def test_a_client_that_leaves(self):
         for i in range(5):
             with connect(self.first) as c:
@@ -269,7 +343,7 @@ class Log(HttpTest):
             for node in self.nodes:
                 self.assertEqual(request(node, "/get", key), (200, value))
             put, get = get, put
-        for method in ("GET", "PUT", "DELETE"):
+        for method in ("GET", "PUT"):
             self.assertEqual(
                 request(self.first, "/get", b"empty", method=method),
                 (200, b""))
@@ -328,6 +402,29 @@ class Manners(HttpTest):
         self.fails(404, self.first, "/")
         self.fails(404, self.first, "//livez")
         self.fails(404, self.first, "/livez/")
+
+    def test_methods(self):
+        """What a path does not do is said, and not done."""
+        text = self.fails(404, self.first, "/")
+        paths = re.findall(r"/[a-z]+", text)
+        self.assertIn("/sos", paths)
+        for path in paths:
+            do = path not in ("/get", "/livez", "/readyz", "/metrics")
+            for method in ["DELETE", "PATCH", "OPTIONS", "FROB", "get"] \
+                    + ["HEAD"] * do:
+                c = http.client.HTTPConnection(self.first.http, timeout=60)
+                c.request(method, path + "?name=x", b"k v")
+                r = c.getresponse()
+                self.assertEqual(r.status, 405, (method, path))
+                allowed = r.getheader("Allow").split(",")
+                self.assertNotIn(method, allowed)
+                self.assertIn("POST", allowed)
+                if method != "HEAD":
+                    self.assertEqual(r.read().count(b"\n"), 1)
+                c.close()
+        self.assert_status(self.first.ctl("get", "k"), 3)
+        self.assert_status(self.first.ctl("sos", "stat", "x"), 3)
+        self.fails(404, self.first, "/nope", method="DELETE")
 
     def test_web_pages(self):
         self.fails(403, self.first, "/sos?name=x", b"x",

@@ -153,7 +153,7 @@ class Commands(LogTest):
                 self.assertTrue(self.assert_done(
                     node.ctl("get", k)).stdout == value, size)
         result = self.assert_status(self.first.ctl(
-            "put", self.key() + "x", "-", data=bytes(16 * MIB + 1)), 1)
+            "put", self.key() + "x", "-", data=bytes(16 * MIB + 1)), 2)
         self.assertIn("limit of 16.0 MiB", result.err)
         sizes = [len(e.value) for e in query_grpc(
             self.nodes[1], key=self.key().encode(), prefix=True)]
@@ -232,7 +232,7 @@ class Commands(LogTest):
                 (["log", "--from-rev", str(REVISION_FUTURE)], "future"),
                 (["log", "compact", "--before", str(REVISION_FUTURE)],
                  "future")):
-            result = self.assert_status(self.first.ctl(*args), 1)
+            result = self.assert_status(self.first.ctl(*args), 2)
             self.assertIn(text, result.err)
         self.put("k" * 500, "v")
         self.assert_status(self.first.ctl("get", "no such key"), 3)
@@ -323,13 +323,13 @@ class Commands(LogTest):
             bad = bad if isinstance(bad, bytes) else bad.encode()
             data = b"\n".join([good.encode(), b"", bad, good.encode()])
             result = self.assert_status(self.first.ctl(
-                "log", "import", data=data), 1)
+                "log", "import", data=data), 2)
             self.assertIn("line 3: ", result.err)
             self.assertIn(text, result.err)
             self.assertIn("1 imported", result.out)
         result = self.assert_status(self.first.ctl(
             "log", "import", data=json.dumps(
-                {"key": "__hedge/x", "value": ""}).encode()), 1)
+                {"key": "__hedge/x", "value": ""}).encode()), 2)
         self.assertIn("__hedge/", result.err)
 
     def test_compact(self):

@@ -547,7 +547,7 @@ class Budget(DaemonTest):
             self.assertTrue(r.stdout == data)
         self.wait_empty()
         r = self.leader.ctl("send", "-", data=data + b"x")
-        self.assert_status(r, 1)
+        self.assert_status(r, 2)
         self.assertIn("64 MiB", r.err)
 
     def test_64_mib_with_the_default(self):

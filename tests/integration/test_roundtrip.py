@@ -248,7 +248,7 @@ class RoundTrip(SharedTest):
             with self.subTest(args=args):
                 result = self.first.ctl("sos", "write", "x", "--append", *args,
                                         data=b"two\n")
-                self.assert_status(result, 1)
+                self.assert_status(result, 2)
                 self.assertIn(text, result.err)
                 self.assertEqual(len(result.err.splitlines()), 1, result)
         self.assertEqual(self.read("x"), b"one\n")

@@ -493,12 +493,13 @@ class Command(SharedTest, LockTest):
         self.assertEqual([h["token"] for h in o["holders"]], [first, second])
         self.assertIn(str(first), self.ctl("sem", "ls").out)
         self.assert_done(self.ctl("sem", "release", "cli", first))
-        self.assert_status(self.ctl("sem", "release", "cli", first), 1)
+        self.assert_status(self.ctl("sem", "release", "cli", first), 3)
         self.assert_done(self.ctl("sem", "revoke", "cli", second))
         self.assert_status(self.ctl("sem", "revoke", "cli", second), 3)
         self.assert_status(self.ctl("sem", "ls", "cli"), 3)
 
     def test_wrong_usage(self):
+        # 2 could be the status of the command that is to run.
         for args in (("sem", "run", "x", "--", "true"),
                      ("sem", "run", "x", "--limit", "0", "--", "true"),
                      ("sem", "run", "x", "--limit", 2 ** 31, "--", "true"),
@@ -506,8 +507,10 @@ class Command(SharedTest, LockTest):
                       "true"),
                      ("sem", "run", "a/b", "--limit", 2, "--", "true"),
                      ("sem", "run", "x", "--limit", 2),
-                     ("lock", "run", "--", "true"),
-                     ("sem", "acquire", "x", "--limit", 2),
+                     ("sem", "run", "x", "--frob", "--", "true"),
+                     ("lock", "run", "--", "true")):
+            self.assert_status(self.ctl(*args), 125)
+        for args in (("sem", "acquire", "x", "--limit", 2),
                      ("sem", "release", "x", "abc"),
                      ("sem", "revoke", "x", "0")):
             self.assert_status(self.ctl(*args), 2)

@@ -48,6 +48,19 @@ class Spill(SharedTest):
     def tiers(info):
         return {(t["node"], t["tier"]): t["bytes"] for t in info["tiers"]}
 
+    def test_copies_on_all_nodes(self):
+        """More than fits on the owner and one other node: second copies go
+        to both others, so that two have room to the end."""
+        data = random_bytes(18 * MIB)
+        info = self.write("x", data, "--replicas", 2)
+        self.assertEqual(info["missing_copies"], 0)
+        on = {node.id: 0 for node in self.nodes}
+        for tier in info["tiers"]:
+            on[tier["node"]] += tier["bytes"]
+        self.assertEqual(sum(on.values()), 2 * len(data))
+        self.assertGreater(min(on.values()), 9 * MIB, on)
+        self.check_read("x", data)
+
     def test_four_tiers(self):
         data = random_bytes(22 * MIB)
         info = self.write("x", data)
@@ -240,12 +253,15 @@ class Spill(SharedTest):
         self.assertEqual(info["owner"], self.first.id)
         self.write("x", b"three\n", "--append", node=self.nodes[2])
         self.check_read("x", b"one\ntwo\nthree\n")
+        stat = self.first.ctl("sos", "stat", "x", json_output=True).object()
+        self.assertEqual((stat["writers"], stat["writers_ever"]), (0, 3))
+        self.assertIn("by 3 writers", self.first.ctl("sos", "stat", "x").out)
         result = self.nodes[1].ctl("sos", "write", "x", data=b"four\n")
         self.assert_status(result, 1)
         self.assertIn("exists already", result.err)
         result = self.nodes[1].ctl("sos", "write", "x", "--append", "--ttl",
                                    "3m", data=b"four\n")
-        self.assert_status(result, 1)
+        self.assert_status(result, 2)
         self.assertIn("TTL", result.err)
 
     def test_same_name_from_all_nodes_at_once(self):

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define MIB ((size_t)1 << 20)
+#define COPIES 40u
 
 static const struct record_shape shape = {.seed = 5, .min = 0, .max = 20000};
 
@@ -217,6 +218,72 @@ static void a_copy_is_lost(void **state)
     peer_node_stop(&c);
 }
 
+/* They go where most room is: what is left is the same everywhere. */
+static void copies_are_spread(void **state)
+{
+    struct peer_node a, c, *nodes[] = {&a, &c};
+    struct move m[COPIES];
+    uint64_t blocks;
+    struct tier *t;
+
+    (void)state;
+    peer_node_start(&a, "a", 1,
+                    (struct sos_options){.lend_mem = 20 * PEER_TEST_BLOCK});
+    peer_node_start(&c, "c", 1,
+                    (struct sos_options){.lend_mem = 40 * PEER_TEST_BLOCK});
+    t = peer_test_tier(PEER_TEST_BLOCK, nodes, 2);
+    for (unsigned i = 0; i < COPIES; i++) {
+        move_init(&m[i], 100, i, PEER_TEST_BLOCK);
+        m[i].req.spread = true;
+        move_put(t, &m[i]);
+    }
+    for (unsigned i = 0; i < COPIES; i++) {
+        assert_int_equal(move_wait(&m[i]), 0);
+    }
+    blocks = peer_node_lent(&c) / PEER_TEST_BLOCK;
+    assert_in_range(blocks, 30 - 2, 30 + 2);
+    for (unsigned i = 0; i < COPIES; i++) {
+        move_check(t, &m[i]);
+        move_drop(t, &m[i]);
+        move_release(&m[i]);
+    }
+    peer_node_await_empty(&a);
+    peer_node_await_empty(&c);
+    tier_free(t);
+    peer_node_stop(&a);
+    peer_node_stop(&c);
+}
+
+/* With one peer full before the other there would be no two nodes for what is
+ * left of that one's room. */
+static void copies_fill_all_nodes(void **state)
+{
+    struct peer_node a, c, *nodes[] = {&a, &c};
+    const uint64_t lent = 40 * PEER_TEST_BLOCK;
+    struct sos_store_options o = box_defaults();
+    struct box_result r;
+    struct sos_store *s;
+    struct box b;
+
+    (void)state;
+    peer_node_start(&a, "a", 1, (struct sos_options){.lend_mem = lent});
+    peer_node_start(&c, "c", 1, (struct sos_options){.lend_mem = lent});
+    box_open(&b, &(struct box_options){.disk = 0});
+    sos_set_remote(b.sos, peer_test_tier(PEER_TEST_BLOCK, nodes, 2));
+    o.replicas = 2;
+    o.compression = SOS_COMPRESS_NONE;
+    s = box_store(&b, "x", &o);
+    r = box_write(s, &shape, 20000);
+    assert_int_equal(r.status, HEDGE_EFULL);
+    assert_true(peer_node_lent(&a) + 2 * PEER_TEST_BLOCK >= lent);
+    assert_true(peer_node_lent(&c) + 2 * PEER_TEST_BLOCK >= lent);
+    box_expect(s, &shape, &r.manifest);
+    sos_store_unref(s);
+    box_close(&b);
+    peer_node_stop(&a);
+    peer_node_stop(&c);
+}
+
 /* --- two full nodes ----------------------------------------------------------
  */
 
@@ -289,6 +356,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(connections_break),
     cmocka_unit_test(bits_flipped),
     cmocka_unit_test(a_copy_is_lost),
+    cmocka_unit_test(copies_are_spread),
+    cmocka_unit_test(copies_fill_all_nodes),
     cmocka_unit_test(two_full_nodes),
 };
 

@@ -684,9 +684,11 @@ static void aborted_after_the_whole_records(void **state)
         if (round % 3 == 0) {
             assert_int_equal(c.records, 3 * round);
         }
-        box_reader_free(r);
         assert_int_equal(sos_store_info(s, &info), 0);
         assert_int_equal(info.state, STORE_ABORTED);
+        assert_int_equal(info.manifest.records, c.records);
+        assert_true(manifest_equal(&info.manifest, &r->seen));
+        box_reader_free(r);
         mem_free(info.uses);
         sos_store_unref(s);
         box_close(&b);
@@ -699,6 +701,7 @@ static void a_wrong_claim_aborts(void **state)
 {
     struct hedge_error e = {0};
     unsigned char buf[5000];
+    struct sos_info info;
     struct manifest m;
     struct sos_store *s;
     struct writer w;
@@ -715,6 +718,9 @@ static void a_wrong_claim_aborts(void **state)
     m.records++;
     assert_int_equal(sos_sink_close(sink, &m, &m, &e), HEDGE_ECORRUPT);
     assert_int_equal(box_read(s, &small, NULL, NULL, &e), HEDGE_EABORTED);
+    assert_int_equal(sos_store_info(s, &info), 0);
+    assert_int_equal(info.manifest.records, 1);
+    mem_free(info.uses);
     sos_store_unref(s);
     box_close(&b);
 }
