@@ -5,60 +5,28 @@
 #include "store/base/mem.h"
 
 #include <assert.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 
 /* How long a turn to write is waited for, whatever the deadlines say. */
 #define TURN_MS 5000u
-/* Those who were just answered mostly come again at once, and waiting for them
- * saves them a commit. That pays as long as it takes less than what a commit
- * costs however small it is, for which stands a part of what the last one took;
- * it ends early when nobody has come for a smaller part. Where they need longer
- * (many threads, a client far away or slow) it is better to let them wait by
- * turns, half of them while the others are on their way: then it is tried again
- * after so many commits. */
-#define GATHER_PART 4u
-#define GAP_PART 8u
-#define GATHER_AGAIN 64u
-#define GAP_MIN_NS 50000u
-#define GAP_MAX_NS 500000u
 
 unsigned kv_far_idle_ms = 1000;
 
 /* --- committing -------------------------------------------------------------
  */
 
-/* With kv->lock held: give those who have just been answered the time to come
- * again, as long as they do come. */
-static void gather(struct kv *kv)
+/* With kv->lock held, which is dropped meanwhile: those who have just been
+ * answered mostly come again, and those of them who only wait for this
+ * processor now come in time for this batch. */
+static void let_come(struct kv *kv)
 {
-    uint64_t commit_ns = kv->last_commit_ns, now_ns = clock_mono_ns();
-    uint64_t until_ns = now_ns + commit_ns / GATHER_PART;
-    uint64_t gap_ns = commit_ns / GAP_PART;
-    size_t before, wanted = kv->expected;
-
-    if (atomic_load(&kv->last_batch) < 2 || kv->gather_later > 0) {
-        kv->gather_later -= kv->gather_later > 0;
-        return;
-    }
-    gap_ns = gap_ns < GAP_MIN_NS ? GAP_MIN_NS : gap_ns;
-    gap_ns = gap_ns > GAP_MAX_NS ? GAP_MAX_NS : gap_ns;
-    while (kv->q.n_queued < wanted && now_ns < until_ns && !kv->q.closing) {
-        before = kv->q.n_queued;
-        atomic_store(&kv->gather_for, wanted - before);
-        if (atomic_load(&kv->n_inbox) < wanted - before) {
-            (void)kv_sleep_ns(&kv->work, &kv->lock, now_ns + gap_ns);
-        }
+    if (atomic_load(&kv->last_batch) > 1) {
+        pthread_mutex_unlock(&kv->lock);
+        (void)sched_yield();
+        pthread_mutex_lock(&kv->lock);
         kv_open_inbox(kv);
-        now_ns = clock_mono_ns();
-        if (kv->q.n_queued == before) {
-            break;
-        }
-    }
-    atomic_store(&kv->gather_for, 0);
-    kv_open_inbox(kv);
-    if (kv->q.n_queued < wanted - wanted / 4) {
-        kv->gather_later = GATHER_AGAIN;
     }
 }
 
@@ -72,14 +40,6 @@ static void note_revision(struct kv *kv, const struct engine_put *puts,
     }
 }
 
-/* With kv->lock held. */
-static void note_commit(struct kv *kv, uint64_t took_ns, size_t ops)
-{
-    kv->last_commit_ns = took_ns;
-    kv->expected = ops + kv->q.n_queued + atomic_load(&kv->n_inbox);
-    atomic_store(&kv->last_batch, ops);
-}
-
 /* What an append may wait for its turn. */
 static uint64_t turn_ms(uint64_t deadline_ms)
 {
@@ -90,7 +50,7 @@ static uint64_t turn_ms(uint64_t deadline_ms)
 
 bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
 {
-    uint64_t token = 0, start_ns, took_ns;
+    uint64_t token = 0;
     bool mine;
     int rv;
 
@@ -107,15 +67,13 @@ bool kv_commit_here(struct kv *kv, struct kv_op *op, int *status)
     if (!mine) {
         return false;
     }
-    start_ns = clock_mono_ns();
     rv = engine_append(kv->o.engine, token, kv->o.id, op->puts, op->n,
                        turn_ms(op->deadline_ms), &op->error);
     if (rv == 0) {
         note_revision(kv, op->puts, op->n);
     }
-    took_ns = clock_mono_ns() - start_ns;
     pthread_mutex_lock(&kv->lock);
-    note_commit(kv, took_ns, 1);
+    atomic_store(&kv->last_batch, 1);
     kv->busy = false;
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? op->n : 0;
@@ -175,7 +133,7 @@ static void commit(struct kv *kv, uint64_t token)
 {
     struct hedge_error e = {0};
     struct list batch, ended;
-    uint64_t deadline_ms, start_ns, took_ns, timeout_ms;
+    uint64_t deadline_ms, timeout_ms;
     size_t n, ops = kv->q.n_queued;
     bool again;
     int rv;
@@ -191,16 +149,14 @@ static void commit(struct kv *kv, uint64_t token)
     pthread_mutex_unlock(&kv->lock);
     timeout_ms = turn_ms(deadline_ms);
     put_queue_copy_in(kv->batch, &batch);
-    start_ns = clock_mono_ns();
     rv = engine_append(kv->o.engine, token, kv->o.id, kv->batch, n, timeout_ms,
                        &e);
-    took_ns = clock_mono_ns() - start_ns;
     if (rv == 0) {
         put_queue_copy_out(kv->batch, &batch);
         note_revision(kv, kv->batch, n);
     }
     pthread_mutex_lock(&kv->lock);
-    note_commit(kv, took_ns, ops);
+    atomic_store(&kv->last_batch, ops);
     kv->n_transactions += rv == 0;
     kv->n_puts += rv == 0 ? n : 0;
     if (may_be_one(rv) && ops > 1) {
@@ -270,7 +226,7 @@ static void *committer_main(void *arg)
             continue; /* It may not lead any more. */
         }
         if (leads && kv->q.n_queued > 0) {
-            gather(kv);
+            let_come(kv);
             if (!kv->busy) {
                 commit(kv, token);
             }

@@ -35,8 +35,6 @@ struct kv {
     atomic_size_t n_live;    /* Operations asked for and not told. */
     atomic_size_t n_callers; /* Threads that wait for their own. */
     atomic_bool refusing;
-    /* The committer waits for so many; 0: for the first. */
-    atomic_size_t gather_for;
 
     pthread_mutex_t lock; /* All that follows. */
     pthread_cond_t work;  /* For the committer: something to look at. */
@@ -57,10 +55,7 @@ struct kv {
     struct list done; /* For the completer. */
     pthread_cond_t to_complete;
 
-    atomic_size_t last_batch; /* Operations of the last commit, */
-    uint64_t last_commit_ns;  /* how long it took, */
-    size_t expected;          /* and how many waited or would come again. */
-    unsigned gather_later;    /* Not in the next so many commits. */
+    atomic_size_t last_batch; /* Operations of the last commit. */
     struct engine_put *batch; /* The committer's. */
 
     unsigned n_threads;

@@ -255,15 +255,13 @@ bool kv_weed(struct kv *kv, bool leads, uint64_t token)
 static void put_in(struct kv *kv, struct kv_op *op)
 {
     struct kv_op *before = atomic_load(&kv->inbox);
-    size_t n, wanted;
 
     do {
         op->next = before;
     } while (!atomic_compare_exchange_weak(&kv->inbox, &before, op));
-    n = atomic_fetch_add(&kv->n_inbox, 1) + 1;
-    wanted = atomic_load(&kv->gather_for);
-    if (wanted > 0 ? n < wanted : before != NULL) {
-        return; /* Others have, or will. */
+    (void)atomic_fetch_add(&kv->n_inbox, 1);
+    if (before != NULL) {
+        return; /* Another has woken them, or will. */
     }
     pthread_mutex_lock(&kv->lock);
     pthread_cond_signal(&kv->work);

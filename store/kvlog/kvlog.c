@@ -161,6 +161,16 @@ int kvlog_check_term(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
     return put_leader(txn, l, w, e);
 }
 
+int kvlog_cursor_before(MDB_cursor *c, MDB_val *key, MDB_val *val)
+{
+    int rc = mdb_cursor_get(c, key, val, MDB_SET_RANGE);
+
+    if (rc == 0 || rc == MDB_NOTFOUND) {
+        rc = mdb_cursor_get(c, key, val, rc == 0 ? MDB_PREV : MDB_LAST);
+    }
+    return rc;
+}
+
 /* --- removing ---------------------------------------------------------------
  */
 
@@ -271,10 +281,7 @@ static int last_of_key(MDB_cursor *c, const MDB_val *from, MDB_val *key,
     int rc;
 
     *key = *from;
-    rc = mdb_cursor_get(c, key, val, MDB_SET_RANGE);
-    if (rc == 0 || rc == MDB_NOTFOUND) {
-        rc = mdb_cursor_get(c, key, val, rc == 0 ? MDB_PREV : MDB_LAST);
-    }
+    rc = kvlog_cursor_before(c, key, val);
     if (rc == MDB_NOTFOUND || (rc == 0 && (key->mv_size != from->mv_size ||
                                            memcmp(key->mv_data, from->mv_data,
                                                   from->mv_size - 8) != 0))) {
@@ -458,9 +465,7 @@ static int put_row(MDB_txn *txn, const struct kvlog *l,
                    const struct kvlog_writer *w, const struct kvlog_put *p,
                    struct hedge_error *e)
 {
-    unsigned char row_key[KVLOG_ROW_KEY_MAX], value[INDEX_VALUE];
     uint64_t revision = p->revision;
-    size_t len = kvlog_index_key(p->key, p->key_len, revision, row_key);
     MDB_val key = kvlog_val(&revision, sizeof revision);
     MDB_val val = {.mv_size = kvlog_row_size(p)};
     int rc = mdb_put(txn, l->log, &key, &val, MDB_APPEND | MDB_RESERVE);
@@ -469,11 +474,7 @@ static int put_row(MDB_txn *txn, const struct kvlog *l,
         return kvlog_error(e, rc == MDB_KEYEXIST ? MDB_CORRUPTED : rc, "log");
     }
     kvlog_row_encode(p, w->token, val.mv_data);
-    kvlog_index_value(row_key, len, 0, value);
-    key = kvlog_val(row_key, len);
-    val = kvlog_val(value, sizeof value);
-    rc = mdb_put(txn, l->index, &key, &val, 0);
-    return rc != 0 ? kvlog_error(e, rc, "index") : 0;
+    return 0;
 }
 
 static int check_put(const struct kvlog_put *p, struct hedge_error *e)
@@ -498,9 +499,23 @@ static int check_put(const struct kvlog_put *p, struct hedge_error *e)
     return 0;
 }
 
+/* The row is in the tail, or in the index at once. */
+static int index_row(MDB_txn *txn, const struct kvlog *l,
+                     const struct kvlog_put *p, bool in_tail,
+                     struct kvlog_state *s, struct hedge_error *e)
+{
+    if (in_tail) {
+        s->tail_bytes += kvlog_key_cost(p->key, p->key_len) +
+                         (KVLOG_ROW_KEY_MAX - KVLOG_KEY_MAX);
+        return 0;
+    }
+    return kvlog_index_put(txn, l, p->key, p->key_len, p->revision, e);
+}
+
 static int append_one(MDB_txn *txn, const struct kvlog *l,
                       const struct kvlog_writer *w, struct kvlog_state *s,
-                      struct kvlog_put *p, bool *changed, struct hedge_error *e)
+                      struct kvlog_put *p, bool in_tail, bool *changed,
+                      struct hedge_error *e)
 {
     int rv = check_put(p, e);
 
@@ -519,6 +534,10 @@ static int append_one(MDB_txn *txn, const struct kvlog *l,
     }
     if (rv == 0 && (p->flags & KVLOG_DELETE) == 0) {
         rv = put_row(txn, l, w, p, e);
+        rv = rv == 0 ? index_row(txn, l, p, in_tail, s, e) : rv;
+    }
+    if (rv == 0 && !in_tail) {
+        s->indexed = s->revision;
     }
     if (rv == 0 && has_request(p)) {
         rv = put_request(txn, l, p, s, e);
@@ -532,6 +551,7 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
 {
     struct kvlog_age age = {.age_ms = 0};
     struct kvlog_state s;
+    bool in_tail;
     int rv = kvlog_get_state(txn, l, &s, e);
 
     assert(strlen(w->leader) <= KVLOG_LEADER_MAX);
@@ -549,8 +569,12 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
     if (n > 0 && w->wall_ms > s.timestamp_ms) {
         s.timestamp_ms = w->wall_ms;
     }
+    in_tail = kvlog_tail_has_room(&s, puts, n);
+    if (rv == 0 && n > 0 && !in_tail) {
+        rv = kvlog_tail_flush(txn, l, &s, e);
+    }
     for (size_t i = 0; rv == 0 && i < n; i++) {
-        rv = append_one(txn, l, w, &s, &puts[i], changed, e);
+        rv = append_one(txn, l, w, &s, &puts[i], in_tail, changed, e);
     }
     if (rv == 0 && n > 0 && *changed) {
         rv = purge(txn, l, &s, PURGE_BASE + PURGE_EACH * n, e);

@@ -2,11 +2,12 @@
  * that the caller gives it.
  *
  * Six tables for each group. `log` holds the versions by revision, `leaders`
- * who wrote under which token, `index` finds the revisions of a key, `hidden`
- * names those that have been replaced for good, `requests` the ids of puts that
- * may be repeated, and `expiry` says when ids and hidden versions can go. One
- * row, the state, has the last revision and time, the floor of compaction, and
- * the term: the highest fencing token that has written.
+ * who wrote under which token, `index` finds the revisions of a key, but for
+ * the last few, `hidden` names those that have been replaced for good,
+ * `requests` the ids of puts that may be repeated, and `expiry` says when ids
+ * and hidden versions can go. One row, the state, has the last revision and
+ * time, how far the index goes, the floor of compaction, and the term: the
+ * highest fencing token that has written.
  *
  * A version that is replaced stays, marked, as long as a request id does: an
  * answer that is given in pages and began before goes on to see it. Both age by
@@ -63,6 +64,8 @@ struct kvlog_state {
     uint64_t floor;  /* Versions before it may have been compacted away. */
     uint64_t term;   /* The highest token that has written. */
     uint64_t purged; /* Versions hidden up to this revision have been removed.*/
+    uint64_t indexed;    /* Versions after it are in `log` alone, */
+    uint64_t tail_bytes; /* and their rows in the index would have so many. */
     uint64_t age_ms; /* Not in its row, and known to kvlog_append() alone. */
 };
 
@@ -134,10 +137,33 @@ struct kvlog_query {
 enum { KVLOG_GO_ON = 0, KVLOG_END = 1, KVLOG_REFUSE = -1 };
 typedef int (*kvlog_entry_fn)(void *ctx, const struct kvlog_entry *entry);
 
-/* A read transaction and its cursors. */
+/* Rows that the index does not have yet, in its order. */
+struct kvlog_tail {
+    struct kvlog_tail_row {
+        uint32_t at, len; /* In `keys`. */
+    } * rows;
+    unsigned char *keys;
+    size_t n, rows_max, bytes, bytes_max;
+    uint64_t after, upto; /* Whose revisions are in (after, upto]. */
+};
+
+/* Where a walk over the index and the tail is. */
+struct kvlog_walk {
+    bool back, in_tail;
+    size_t at; /* Rows of the tail before this place. */
+    int rc;    /* Of the index's cursor, */
+    MDB_val key, val;
+    unsigned char value[16];
+};
+
+/* A read transaction and its cursors, and what is known as of it. */
 struct kvlog_reader {
     MDB_txn *txn;
+    size_t txn_id; /* Of what follows; 0: of none. */
     MDB_cursor *log, *index, *hidden;
+    struct kvlog_state state;
+    struct kvlog_tail tail;
+    struct kvlog_walk walk;
 };
 
 /* For a transaction just begun or renewed; the cursors are made the first time.

@@ -74,17 +74,11 @@ static bool look(struct kvlog_compaction *c, uint64_t revision)
 static int step_back(MDB_cursor *index, struct kvlog_compaction *c,
                      MDB_val *key, MDB_val *val)
 {
-    int rc;
-
     if (c->at_len == 0) {
         return mdb_cursor_get(index, key, val, MDB_LAST);
     }
     *key = kvlog_val(c->at, c->at_len);
-    rc = mdb_cursor_get(index, key, val, MDB_SET_RANGE);
-    if (rc == 0 || rc == MDB_NOTFOUND) {
-        rc = mdb_cursor_get(index, key, val, rc == 0 ? MDB_PREV : MDB_LAST);
-    }
-    return rc;
+    return kvlog_cursor_before(index, key, val);
 }
 
 static int compact_rows(MDB_txn *txn, const struct kvlog *l, MDB_cursor *index,
@@ -139,6 +133,10 @@ int kvlog_compact(MDB_txn *txn, const struct kvlog *l,
             s.floor = c->point;
             changed = true;
         }
+    }
+    if (rv == 0 && s.indexed < s.revision) {
+        rv = kvlog_tail_flush(txn, l, &s, e);
+        changed = true;
     }
     if (rv == 0 && changed) {
         rv = kvlog_put_state(txn, l, &s, e);

@@ -17,10 +17,11 @@
  * `index` by (key, revision): hidden_by 8 (0: visible), sum 8 (XXH3 of key and
  * hidden_by). `hidden`: revision -> hidden_by 8. `requests`: id -> revision 8,
  * timestamp 8, sum 8 (of id and both). `expiry`, by (age, revision, kind)
- * big-endian: a request id, or the key of a row of `index`. The state: five
- * numbers of 8 and their sum. The age: its milliseconds (it began with the Unix
- * time), boot time and boot of the last put, their sum; where there is none the
- * rows of `expiry` have Unix times, and it begins with the last of them.
+ * big-endian: a request id, or the key of a row of `index`. The state: seven
+ * numbers of 8 and their sum; one of five is from before there was a tail. The
+ * age: its milliseconds (it began with the Unix time), boot time and boot of
+ * the last put, their sum; where there is none the rows of `expiry` have Unix
+ * times, and it begins with the last of them.
  *
  * Ownership: see kvlog.h.
  * Threads:   see kvlog.h.
@@ -47,7 +48,8 @@ enum {
     INDEX_VALUE = 16,
     REQUEST_VALUE = 24,
     EXPIRY_KEY = 17,
-    STATE_VALUE = 48,
+    STATE_VALUE = 64,
+    STATE_VALUE_OLD = 48,
     AGE_VALUE = 32,
     LEADER_SUM = 8,
 };
@@ -113,6 +115,8 @@ bool kvlog_request_decode(const unsigned char *id, const MDB_val *val,
 
 /* --- kvlog.c --- */
 
+/* Move to the last row before a key, or with an empty table to none. */
+int kvlog_cursor_before(MDB_cursor *c, MDB_val *key, MDB_val *val);
 /* The hedge code of an LMDB one, with a text. */
 int kvlog_error(struct hedge_error *e, int rc, const char *table);
 int kvlog_corrupt(struct hedge_error *e, const char *table, uint64_t revision);
@@ -132,7 +136,47 @@ int kvlog_check_term(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
 int kvlog_remove(MDB_txn *txn, const struct kvlog *l, const void *row_key,
                  size_t len, uint64_t revision, struct hedge_error *e);
 
+/* --- kvlog_tail.c --- */
+
+/* How many versions the index may lack, and of how many bytes its rows: what a
+ * reader holds in memory. Tests set the first, before there are threads: 0 and
+ * every put goes into the index. */
+#define KVLOG_TAIL_ROWS 2048u
+#define KVLOG_TAIL_BYTES ((size_t)96 << 10)
+extern unsigned kvlog_tail_rows;
+
+/* May these be appended without going into the index? */
+bool kvlog_tail_has_room(const struct kvlog_state *s,
+                         const struct kvlog_put *puts, size_t n);
+int kvlog_index_put(MDB_txn *txn, const struct kvlog *l, const void *user_key,
+                    size_t key_len, uint64_t revision, struct hedge_error *e);
+/* Put what the index lacks into it; the state is the caller's to write. */
+int kvlog_tail_flush(MDB_txn *txn, const struct kvlog *l, struct kvlog_state *s,
+                     struct hedge_error *e);
+
+/* Bring the reader's tail up to its transaction: before it walks. A row that
+ * is damaged or missing there is HEDGE_ECORRUPT, whatever key is asked for. */
+int kvlog_tail_read(struct kvlog_reader *r, struct hedge_error *e);
+void kvlog_tail_release(struct kvlog_tail *t);
+/* Is the row before `above`, the key's own with a revision above all, one of
+ * this key? */
+bool kvlog_tail_newest(const struct kvlog_tail *t, const MDB_val *above,
+                       uint64_t *revision);
+
+/* Over the rows of index and tail, in order: begin with the first one at or
+ * behind `at`, or with the last one before it; go on in that direction. They
+ * return LMDB's codes; what they hand out is good until the next step. */
+int kvlog_walk_from(struct kvlog_reader *r, const MDB_val *at, MDB_val *key,
+                    MDB_val *val);
+int kvlog_walk_before(struct kvlog_reader *r, const MDB_val *at, MDB_val *key,
+                      MDB_val *val);
+int kvlog_walk_on(struct kvlog_reader *r, MDB_val *key, MDB_val *val);
+
 /* --- kvlog_scan.c --- */
+
+/* Decode a row of `log`. */
+int kvlog_row_read(const MDB_val *key, const MDB_val *val,
+                   struct kvlog_row *out, struct hedge_error *e);
 
 /* What finding a row by its revision costs, in rows that are walked over. Tests
  * set it, before there are threads: 0 makes every prefix a rare one. */

@@ -224,14 +224,17 @@ void kvlog_state_encode(const struct kvlog_state *s,
     put_le64(out + 16, s->floor);
     put_le64(out + 24, s->term);
     put_le64(out + 32, s->purged);
-    put_le64(out + 40, hash64(out, 40));
+    put_le64(out + 40, s->indexed);
+    put_le64(out + 48, s->tail_bytes);
+    put_le64(out + 56, hash64(out, 56));
 }
 
 bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out)
 {
     const unsigned char *p = data;
 
-    if (size != STATE_VALUE || get_le64(p + 40) != hash64(p, 40)) {
+    if ((size != STATE_VALUE && size != STATE_VALUE_OLD) ||
+        get_le64(p + size - 8) != hash64(p, size - 8)) {
         return false;
     }
     out->revision = get_le64(p);
@@ -239,7 +242,9 @@ bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out)
     out->floor = get_le64(p + 16);
     out->term = get_le64(p + 24);
     out->purged = get_le64(p + 32);
-    return true;
+    out->indexed = size == STATE_VALUE ? get_le64(p + 40) : out->revision;
+    out->tail_bytes = size == STATE_VALUE ? get_le64(p + 48) : 0;
+    return out->indexed <= out->revision;
 }
 
 void kvlog_age_encode(const struct kvlog_age *a, unsigned char out[AGE_VALUE])

@@ -82,7 +82,15 @@ int kvlog_reader_begin(struct kvlog_reader *r, MDB_txn *txn,
     if (rc == 0) {
         rc = cursor_begin(txn, l->hidden, &r->hidden);
     }
-    return rc != 0 ? kvlog_error(e, rc, "log") : 0;
+    if (rc != 0) {
+        return kvlog_error(e, rc, "log");
+    }
+    if (r->txn_id == 0 || r->txn_id != mdb_txn_id(txn)) {
+        r->txn_id = 0;
+        rc = kvlog_get_state(txn, l, &r->state, e);
+        r->txn_id = rc == 0 ? mdb_txn_id(txn) : 0;
+    }
+    return rc;
 }
 
 void kvlog_reader_release(struct kvlog_reader *r)
@@ -94,6 +102,7 @@ void kvlog_reader_release(struct kvlog_reader *r)
             mdb_cursor_close(cursors[i]);
         }
     }
+    kvlog_tail_release(&r->tail);
     memset(r, 0, sizeof *r);
 }
 
@@ -112,7 +121,7 @@ static void prefetch(const MDB_val *val, ptrdiff_t ahead)
     }
 }
 
-static int log_row(const MDB_val *key, const MDB_val *val,
+int kvlog_row_read(const MDB_val *key, const MDB_val *val,
                    struct kvlog_row *out, struct hedge_error *e)
 {
     uint64_t revision = 0;
@@ -137,7 +146,8 @@ static int log_find(MDB_cursor *c, uint64_t revision, struct kvlog_row *out,
     if (rc == MDB_NOTFOUND) {
         return kvlog_corrupt(e, "log", revision);
     }
-    return rc != 0 ? kvlog_error(e, rc, "log") : log_row(&key, &val, out, e);
+    return rc != 0 ? kvlog_error(e, rc, "log")
+                   : kvlog_row_read(&key, &val, out, e);
 }
 
 static int leader_of(MDB_txn *txn, const struct kvlog *l, uint64_t token,
@@ -249,18 +259,13 @@ static void whole_key(struct scan *s)
 /* First row of the key in the range, in the direction of the query. */
 static int key_seek(struct scan *s, MDB_val *key, MDB_val *val)
 {
-    unsigned char at[KVLOG_ROW_KEY_MAX];
-    int rc;
+    unsigned char row[KVLOG_ROW_KEY_MAX];
+    MDB_val at = kvlog_val(row, s->prefix_len + 8);
 
-    memcpy(at, s->prefix, s->prefix_len);
-    put_be64(at + s->prefix_len, s->q->newest ? s->to + 1 : s->from);
-    *key = kvlog_val(at, s->prefix_len + 8);
-    rc = mdb_cursor_get(s->r->index, key, val, MDB_SET_RANGE);
-    if (s->q->newest && (rc == 0 || rc == MDB_NOTFOUND)) {
-        rc = mdb_cursor_get(s->r->index, key, val,
-                            rc == 0 ? MDB_PREV : MDB_LAST);
-    }
-    return rc;
+    memcpy(row, s->prefix, s->prefix_len);
+    put_be64(row + s->prefix_len, s->q->newest ? s->to + 1 : s->from);
+    return s->q->newest ? kvlog_walk_before(s->r, &at, key, val)
+                        : kvlog_walk_from(s->r, &at, key, val);
 }
 
 static bool same_key(const struct kvlog_query *q, const struct kvlog_row *row)
@@ -271,7 +276,6 @@ static bool same_key(const struct kvlog_query *q, const struct kvlog_row *row)
 
 static int scan_key(struct scan *s)
 {
-    MDB_cursor_op step = s->q->newest ? MDB_PREV : MDB_NEXT;
     uint64_t hidden_by, revision = 0;
     struct kvlog_row row;
     MDB_val key, val;
@@ -279,7 +283,7 @@ static int scan_key(struct scan *s)
 
     whole_key(s);
     rc = key_seek(s, &key, &val);
-    for (; rc == 0; rc = mdb_cursor_get(s->r->index, &key, &val, step)) {
+    for (; rc == 0; rc = kvlog_walk_on(s->r, &key, &val)) {
         /* The neighbour too: it may be a damaged row of this key. */
         if (!kvlog_index_decode(&key, &val, &hidden_by)) {
             return kvlog_corrupt(s->e, "index", 0);
@@ -353,14 +357,10 @@ static bool log_wants(const struct scan *s, const struct kvlog_row *row)
 static int log_seek(struct scan *s, MDB_val *key, MDB_val *val)
 {
     uint64_t at = s->q->newest ? s->to + 1 : s->from;
-    int rc;
 
     *key = kvlog_val(&at, sizeof at);
-    rc = mdb_cursor_get(s->r->log, key, val, MDB_SET_RANGE);
-    if (s->q->newest && (rc == 0 || rc == MDB_NOTFOUND)) {
-        rc = mdb_cursor_get(s->r->log, key, val, rc == 0 ? MDB_PREV : MDB_LAST);
-    }
-    return rc;
+    return s->q->newest ? kvlog_cursor_before(s->r->log, key, val)
+                        : mdb_cursor_get(s->r->log, key, val, MDB_SET_RANGE);
 }
 
 static int log_step(struct scan *s, const struct kvlog_row *row)
@@ -384,7 +384,7 @@ static int scan_log(struct scan *s)
 
     for (; rc == 0; rc = mdb_cursor_get(s->r->log, &key, &val, step)) {
         prefetch(&val, s->q->newest ? -PAGE : PAGE);
-        rv = log_row(&key, &val, &row, s->e);
+        rv = kvlog_row_read(&key, &val, &row, s->e);
         if (rv == 0 && (row.revision < s->from || row.revision > s->to)) {
             return 0;
         }
@@ -476,13 +476,13 @@ static int is_common(struct scan *s, size_t n, bool *out)
  * look at, or so many that the log itself is the better way. */
 static int pick_all(struct scan *s, struct picks *p, bool *many)
 {
-    MDB_val key = kvlog_val(s->prefix, s->prefix_len), val;
+    MDB_val at = kvlog_val(s->prefix, s->prefix_len), key, val;
     uint64_t hidden_by, revision = 0;
     size_t n = 0;
-    int rc = mdb_cursor_get(s->r->index, &key, &val, MDB_SET_RANGE);
+    int rc = kvlog_walk_from(s->r, &at, &key, &val);
 
     *many = false;
-    for (; rc == 0; rc = mdb_cursor_get(s->r->index, &key, &val, MDB_NEXT)) {
+    for (; rc == 0; rc = kvlog_walk_on(s->r, &key, &val)) {
         if (!kvlog_index_decode(&key, &val, &hidden_by)) {
             return kvlog_corrupt(s->e, "index", 0);
         }
@@ -573,15 +573,11 @@ static bool in_group(const struct group *g, const MDB_val *key)
            memcmp(key->mv_data, g->key, g->len) == 0;
 }
 
-static int group_seek(struct scan *s, const struct group *g, uint64_t revision,
-                      MDB_val *key, MDB_val *val)
+/* A place among the group's rows; good until the next call. */
+static MDB_val group_at(struct group *g, uint64_t revision)
 {
-    unsigned char at[KVLOG_ROW_KEY_MAX];
-
-    memcpy(at, g->key, g->len);
-    put_be64(at + g->len, revision);
-    *key = kvlog_val(at, g->len + 8);
-    return mdb_cursor_get(s->r->index, key, val, MDB_SET_RANGE);
+    put_be64(g->key + g->len, revision);
+    return kvlog_val(g->key, g->len + 8);
 }
 
 static int group_look(struct scan *s, struct group *g, const MDB_val *key,
@@ -604,18 +600,14 @@ static int group_look(struct scan *s, struct group *g, const MDB_val *key,
 /* Backwards from the end of the range: for keys with many versions. */
 static int group_newest(struct scan *s, struct group *g)
 {
-    MDB_val key, val;
+    MDB_val at = group_at(g, s->to + 1), key, val;
     bool found = false;
-    int rv = 0, rc = group_seek(s, g, s->to + 1, &key, &val);
+    int rv = 0, rc = kvlog_walk_before(s->r, &at, &key, &val);
 
-    if (rc == 0 || rc == MDB_NOTFOUND) {
-        rc = mdb_cursor_get(s->r->index, &key, &val,
-                            rc == 0 ? MDB_PREV : MDB_LAST);
-    }
     g->revision = 0;
     while (rc == 0 && rv == 0 && !found && in_group(g, &key)) {
         rv = group_look(s, g, &key, &val, &found);
-        rc = mdb_cursor_get(s->r->index, &key, &val, MDB_PREV);
+        rc = kvlog_walk_on(s->r, &key, &val);
     }
     if (rc != 0 && rc != MDB_NOTFOUND) {
         return kvlog_error(s->e, rc, "index");
@@ -623,8 +615,8 @@ static int group_newest(struct scan *s, struct group *g)
     return rv;
 }
 
-/* The cursor is on the first row of a key; leave it on that of the next one,
- * `*rc` as mdb_cursor_get() gave it. */
+/* The walk is on the first row of a key; leave it on that of the next one,
+ * `*rc` as LMDB gave it. */
 static int group_read(struct scan *s, struct group *g, MDB_val *key,
                       MDB_val *val, int *rc)
 {
@@ -637,12 +629,14 @@ static int group_read(struct scan *s, struct group *g, MDB_val *key,
     memcpy(g->key, key->mv_data, g->len);
     while (rv == 0 && *rc == 0 && in_group(g, key) && steps++ < STEPS_MAX) {
         rv = group_look(s, g, key, val, &found);
-        *rc = mdb_cursor_get(s->r->index, key, val, MDB_NEXT);
+        *rc = kvlog_walk_on(s->r, key, val);
     }
     if (rv == 0 && *rc == 0 && in_group(g, key)) {
         rv = group_newest(s, g);
         if (rv == 0) {
-            *rc = group_seek(s, g, UINT64_MAX, key, val);
+            MDB_val at = group_at(g, UINT64_MAX);
+
+            *rc = kvlog_walk_from(s->r, &at, key, val);
         }
     }
     return rv;
@@ -663,14 +657,14 @@ static int latest_seek(struct scan *s, MDB_val *key, MDB_val *val)
 {
     struct group g = {.len = s->after_len};
     uint64_t first = 0;
+    MDB_val at = s->prefix_len > 0 ? kvlog_val(s->prefix, s->prefix_len)
+                                   : kvlog_val(&first, 1);
 
     if (s->after_len > 0) {
         memcpy(g.key, s->after, s->after_len);
-        return group_seek(s, &g, UINT64_MAX, key, val);
+        at = group_at(&g, UINT64_MAX);
     }
-    *key = s->prefix_len > 0 ? kvlog_val(s->prefix, s->prefix_len)
-                             : kvlog_val(&first, 1);
-    return mdb_cursor_get(s->r->index, key, val, MDB_SET_RANGE);
+    return kvlog_walk_from(s->r, &at, key, val);
 }
 
 static int scan_latest(struct scan *s)
@@ -720,7 +714,8 @@ static int probe(MDB_cursor *log, uint64_t at, struct kvlog_row *out,
     if (rc == MDB_NOTFOUND) {
         return HEDGE_ENOTFOUND;
     }
-    return rc != 0 ? kvlog_error(e, rc, "log") : log_row(&key, &val, out, e);
+    return rc != 0 ? kvlog_error(e, rc, "log")
+                   : kvlog_row_read(&key, &val, out, e);
 }
 
 int kvlog_revision_at(MDB_cursor *log, const struct kvlog_state *s, uint64_t ms,
@@ -901,6 +896,13 @@ static int scan_page(struct scan *s)
         kvlog_is_reserved(s->q->key, s->q->key_len)) {
         return 0;
     }
+    if (s->way != WAY_LOG) {
+        int rv = kvlog_tail_read(s->r, s->e);
+
+        if (rv != 0) {
+            return rv;
+        }
+    }
     switch (s->way) {
     case WAY_KEY:
         return scan_key(s);
@@ -917,12 +919,17 @@ int kvlog_scan(struct kvlog_reader *r, const struct kvlog *l,
                struct kvlog_query *q, kvlog_entry_fn fn, void *ctx, bool *more,
                struct hedge_error *e)
 {
-    struct scan s = {.r = r, .l = l, .q = q, .fn = fn, .ctx = ctx, .e = e};
+    struct scan s = {.r = r,
+                     .l = l,
+                     .q = q,
+                     .fn = fn,
+                     .ctx = ctx,
+                     .e = e,
+                     .state = r->state};
     MDB_stat hidden;
     int rv = check_query(q, e), rc;
 
     *more = false;
-    rv = rv != 0 ? rv : kvlog_get_state(r->txn, l, &s.state, e);
     if (rv != 0) {
         return rv;
     }
@@ -951,40 +958,50 @@ int kvlog_scan(struct kvlog_reader *r, const struct kvlog *l,
 /* --- the quick way ----------------------------------------------------------
  */
 
+/* The newest revision of a key that is not hidden. What is in the tail is newer
+ * than all of the index, and none of it is hidden. */
+static int newest_of(struct kvlog_reader *r, const MDB_val *above,
+                     uint64_t *revision, struct hedge_error *e)
+{
+    MDB_val key = *above, val;
+    uint64_t hidden_by;
+    int rv = kvlog_tail_read(r, e), rc;
+
+    if (rv != 0 || kvlog_tail_newest(&r->tail, above, revision)) {
+        return rv;
+    }
+    rc = kvlog_cursor_before(r->index, &key, &val);
+    for (; rc == 0; rc = mdb_cursor_get(r->index, &key, &val, MDB_PREV)) {
+        if (!kvlog_index_decode(&key, &val, &hidden_by)) {
+            return kvlog_corrupt(e, "index", 0);
+        }
+        if (key.mv_size != above->mv_size ||
+            memcmp(key.mv_data, above->mv_data, key.mv_size - 8) != 0) {
+            return HEDGE_ENOTFOUND;
+        }
+        if (hidden_by == 0) {
+            (void)kvlog_index_split(key.mv_data, key.mv_size, revision);
+            return 0;
+        }
+    }
+    return rc == MDB_NOTFOUND ? HEDGE_ENOTFOUND : kvlog_error(e, rc, "index");
+}
+
 int kvlog_latest(struct kvlog_reader *r, const struct kvlog *l, const void *key,
                  size_t key_len, kvlog_entry_fn fn, void *ctx,
                  struct hedge_error *e)
 {
     struct kvlog_query q = {.key = key, .key_len = key_len};
-    unsigned char at[KVLOG_ROW_KEY_MAX];
+    unsigned char row_key[KVLOG_ROW_KEY_MAX];
+    MDB_val above =
+        kvlog_val(row_key, kvlog_index_key(key, key_len, UINT64_MAX, row_key));
     struct kvlog_entry entry;
     struct kvlog_row row;
     const char *leader;
-    size_t len = kvlog_index_key(key, key_len, UINT64_MAX, at);
-    MDB_val k = kvlog_val(at, len), val;
-    uint64_t hidden_by, revision = 0;
-    int rv, rc = mdb_cursor_get(r->index, &k, &val, MDB_SET_RANGE);
+    uint64_t revision = 0;
+    int rv = newest_of(r, &above, &revision, e);
 
-    if (rc == 0 || rc == MDB_NOTFOUND) {
-        rc = mdb_cursor_get(r->index, &k, &val, rc == 0 ? MDB_PREV : MDB_LAST);
-    }
-    for (; rc == 0; rc = mdb_cursor_get(r->index, &k, &val, MDB_PREV)) {
-        if (!kvlog_index_decode(&k, &val, &hidden_by)) {
-            return kvlog_corrupt(e, "index", 0);
-        }
-        if (k.mv_size != len || memcmp(k.mv_data, at, len - 8) != 0) {
-            return HEDGE_ENOTFOUND;
-        }
-        if (hidden_by == 0) {
-            break;
-        }
-    }
-    if (rc != 0) {
-        return rc == MDB_NOTFOUND ? HEDGE_ENOTFOUND
-                                  : kvlog_error(e, rc, "index");
-    }
-    (void)kvlog_index_split(k.mv_data, len, &revision);
-    rv = log_find(r->log, revision, &row, e);
+    rv = rv == 0 ? log_find(r->log, revision, &row, e) : rv;
     if (rv == 0 && (!same_key(&q, &row) || !kvlog_row_check(&row))) {
         rv = kvlog_corrupt(e, "log", revision);
     }

@@ -13,7 +13,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static MDB_env *env;
 static struct kvlog tables;
 
-/* A few versions of a few keys, hidden ones too, behind a floor. */
+/* A few versions of a few keys, hidden ones too, behind a floor; some are in
+ * the index. */
 static void make_log(void)
 {
     static const char *const keys[] = {"a", "ab", "abc", "b", "__hedge/x"};
@@ -32,17 +33,21 @@ static void make_log(void)
          mdb_env_open(env, dir, MDB_NOSYNC | MDB_NOTLS, 0600) |
          mdb_txn_begin(env, NULL, 0, &txn) | mdb_dbi_open(txn, NULL, 0, &meta) |
          kvlog_open(txn, meta, "g", true, &tables, &e);
-    for (unsigned i = 0; i < 20; i++) {
+    for (unsigned i = 0; i < 26; i++) {
         struct kvlog_put p = {.key = keys[i % 5],
                               .key_len = strlen(keys[i % 5]),
                               .value = "value",
                               .value_len = 5,
-                              .flags = i % 7 == 6 ? KVLOG_REPLACE : 0};
+                              .flags =
+                                  i < 20 && i % 7 == 6 ? KVLOG_REPLACE : 0};
 
+        if (i == 20) {
+            rc |= kvlog_compact(txn, &tables, &w, &c, &e);
+        }
         w.wall_ms += 10;
         rc |= kvlog_append(txn, &tables, &w, &p, 1, &changed, &e);
     }
-    rc |= kvlog_compact(txn, &tables, &w, &c, &e) | mdb_txn_commit(txn);
+    rc |= mdb_txn_commit(txn);
     assert(rc == 0);
     /* Nobody else will open it. */
     for (unsigned i = 0; i < 2; i++) {

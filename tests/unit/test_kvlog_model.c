@@ -1,6 +1,7 @@
 /* The log's storage against a plain model: random puts, replacements, repeated
  * requests, compactions and passing time; then random questions, in pages of
- * random length, some of them with puts between the pages.
+ * random length, some of them with puts between the pages. For a while nothing
+ * is replaced, so that there is a tail.
  *
  * test_kvlog_model [SEED [STEPS]] replays a run. */
 #include "store/kvlog/kvlog.h"
@@ -28,6 +29,7 @@ static struct version versions[VERSIONS_MAX];
 static unsigned n_versions;
 static uint64_t last_revision, last_ms, floor_revision;
 static uint64_t seed = 1, steps = STEPS;
+static bool replacing;
 static uint64_t x;
 
 static const struct {
@@ -99,7 +101,7 @@ static void step_put(void)
     for (unsigned i = 0; i < n; i++) {
         unsigned key = (unsigned)rnd(KEYS), flags = 0;
 
-        if (rnd(4) == 0) {
+        if (replacing && rnd(4) == 0) {
             flags = keys[key].reserved && rnd(2) == 0 ? KVLOG_DELETE
                                                       : KVLOG_REPLACE;
         }
@@ -334,6 +336,10 @@ static void test_model(void **state)
                   (unsigned long long)steps);
     kvlog_box_init(&box);
     for (uint64_t i = 0; i < steps && n_versions < VERSIONS_MAX - 200; i++) {
+        if (rnd(100) == 0) {
+            replacing = !replacing;
+            kvlog_tail_rows = rnd(3) == 0 ? (unsigned)rnd(20) : KVLOG_TAIL_ROWS;
+        }
         switch (rnd(20)) {
         case 0:
             box.wall_ms += rnd(5000);
