@@ -379,7 +379,8 @@ HEDGE_API int hedge_log_next(struct hedge_log *l, uint64_t timeout_ms,
 HEDGE_API void hedge_log_close(struct hedge_log *l);
 
 /* Remove versions before a revision or a time (the other one 0), but keep the
- * newest `keep` of each key (at least 1). *removed may be NULL. */
+ * newest `keep` of each key (at least 1). *removed may be NULL. HEDGE_EINVAL: a
+ * revision of the future, or a time more than a minute ahead. */
 HEDGE_API int hedge_log_compact(struct hedge_node *node,
                                 uint64_t before_revision, uint64_t before_ms,
                                 uint64_t keep, uint64_t timeout_ms,
