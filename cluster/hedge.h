@@ -454,10 +454,10 @@ HEDGE_API int hedge_stream_broadcast(struct hedge_node *node, bool skip_self,
                                      struct hedge_error *e);
 /* Only data and meta are sent; copied. Up to 256 pairs, of 64 KiB together,
  * else HEDGE_ETOOBIG, and of valid UTF-8, else HEDGE_EINVAL. Waits until all
- * have taken the message before: back-pressure. HEDGE_ETIMEDOUT: nothing was sent, or, of a message
- * over 1 MiB, the stream has ended. On a broadcast it goes to the members that
- * have not failed, and one that takes nothing for 5 s has; HEDGE_ECLOSED when
- * there is none left. */
+ * have taken the message before: back-pressure. HEDGE_ETIMEDOUT: nothing was
+ * sent, or, of a message over 1 MiB, the stream has ended. On a broadcast it
+ * goes to the members that have not failed, and one that takes nothing for 5 s
+ * has; HEDGE_ECLOSED when there is none left. */
 HEDGE_API int hedge_stream_send(struct hedge_stream *s,
                                 const struct hedge_message *m,
                                 uint64_t timeout_ms);
