@@ -26,9 +26,7 @@ static void *request(const char *text, size_t len)
 
 static void strings_are_text(void **state)
 {
-    static const char *const good[] = {"", "a",
-                                       "Gr\xc3\xbc\xc3\x9f"
-                                       "e",
+    static const char *const good[] = {"", "a", "Gr\xc3\xbc\xc3\x9f",
                                        "\xf0\x9f\xa6\x94", "a\tb\x7f"};
 
     (void)state;
