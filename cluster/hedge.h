@@ -387,7 +387,8 @@ HEDGE_API int hedge_log_next(struct hedge_log *l, uint64_t timeout_ms,
 HEDGE_API void hedge_log_close(struct hedge_log *l);
 
 /* Remove versions before a revision or a time (the other one 0), but keep the
- * newest `keep` of each key (at least 1). *removed may be NULL. */
+ * newest `keep` of each key (at least 1). *removed may be NULL. HEDGE_EINVAL: a
+ * revision of the future, or a time more than a minute ahead. */
 HEDGE_API int hedge_log_compact(struct hedge_node *node,
                                 uint64_t before_revision, uint64_t before_ms,
                                 uint64_t keep, uint64_t timeout_ms,
@@ -460,11 +461,11 @@ HEDGE_API int hedge_stream_broadcast(struct hedge_node *node, bool skip_self,
                                      struct hedge_stream **out,
                                      struct hedge_error *e);
 /* Only data and meta are sent; copied. Up to 256 pairs, of 64 KiB together,
- * else HEDGE_ETOOBIG. Waits until all have taken the message
- * before: back-pressure. HEDGE_ETIMEDOUT: nothing was sent, or, of a message
- * over 1 MiB, the stream has ended. On a broadcast it goes to the members that
- * have not failed, and one that takes nothing for 5 s has; HEDGE_ECLOSED when
- * there is none left. */
+ * else HEDGE_ETOOBIG, and of valid UTF-8, else HEDGE_EINVAL. Waits until all
+ * have taken the message before: back-pressure. HEDGE_ETIMEDOUT: nothing was
+ * sent, or, of a message over 1 MiB, the stream has ended. On a broadcast it
+ * goes to the members that have not failed, and one that takes nothing for 5 s
+ * has; HEDGE_ECLOSED when there is none left. */
 HEDGE_API int hedge_stream_send(struct hedge_stream *s,
                                 const struct hedge_message *m,
                                 uint64_t timeout_ms);

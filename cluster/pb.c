@@ -1,7 +1,10 @@
 #include "cluster/pb.h"
 
+#include "cluster/fields.h"
+
 #include "store/base/bytes.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <string.h>
 
@@ -49,12 +52,41 @@ static void *pb_alloc_bounded(void *ctx, size_t size)
     return mem_alloc(size);
 }
 
+/* protobuf-c cuts a string at a zero byte and passes any other on, also to
+ * those who can read nothing that holds it. Our messages nest, but not in
+ * themselves.
+ */
+static bool texts_good(const ProtobufCMessageDescriptor *d, const void *data,
+                       size_t len)
+{
+    struct fields all = fields_of(data, len);
+    bool good = true;
+    struct field f;
+
+    while (good && fields_next(&all, &f) == 0) {
+        const ProtobufCFieldDescriptor *field =
+            f.type == FIELD_BYTES
+                ? protobuf_c_message_descriptor_get_field(d, f.number)
+                : NULL;
+
+        if (field != NULL && field->type == PROTOBUF_C_TYPE_STRING) {
+            good = units_is_text(f.data, f.len);
+        } else if (field != NULL && field->type == PROTOBUF_C_TYPE_MESSAGE) {
+            good = texts_good(field->descriptor, f.data, f.len);
+        }
+    }
+    return good;
+}
+
 static void *unpack_within(size_t left, const ProtobufCMessageDescriptor *d,
                            const void *data, size_t len)
 {
     ProtobufCAllocator bounded = {
         .alloc = pb_alloc_bounded, .free = pb_release, .allocator_data = &left};
 
+    if (!texts_good(d, data, len)) {
+        return NULL;
+    }
     return protobuf_c_message_unpack(d, &bounded, len, data);
 }
 

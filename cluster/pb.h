@@ -3,7 +3,8 @@
  * Ownership: pb_pack() hands out a buffer to mem_free(); pb_unpack() a message
  *            to pb_free().
  * Threads:   any.
- * Errors:    HEDGE_ENOMEM; NULL for bytes that are no such message.
+ * Errors:    HEDGE_ENOMEM; NULL for bytes that are no such message, or have a
+ *            string in them that is no text: UTF-8 without zero bytes.
  * Units:     bytes.
  * Limits:    a message is at most RPC_MESSAGE_MAX. */
 #ifndef CLUSTER_PB_H

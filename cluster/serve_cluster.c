@@ -53,6 +53,19 @@ void members_release(Hedge__V1__MembersReply *m)
     mem_free(m);
 }
 
+/* A request without fields is one that can be read all the same. */
+static bool fail_unless_empty(struct rpc_call *call, const void *req,
+                              size_t len)
+{
+    void *m = pb_unpack(&hedge__v1__empty__descriptor, req, len);
+
+    if (m == NULL) {
+        rpc_fail(call, HEDGE_EPROTO, "not an Empty");
+    }
+    pb_free(m);
+    return m == NULL;
+}
+
 void serve_members(struct rpc_call *call, void *ctx, const void *req,
                    size_t len)
 {
@@ -62,8 +75,10 @@ void serve_members(struct rpc_call *call, void *ctx, const void *req,
     struct hedge_error e = {0};
     int rv = hedge_node_joined(n, &e);
 
-    (void)req;
-    (void)len;
+    if (fail_unless_empty(call, req, len)) {
+        view_unref(v);
+        return;
+    }
     if (rv != 0 && rv != HEDGE_EAGAIN) {
         (void)error_prefix(&e, "node %s is", n->id);
         rpc_fail(call, rv, e.text);
@@ -96,31 +111,38 @@ static struct view *next_view(struct hedge_node *n, const struct view *seen)
     return v;
 }
 
+/* Its request, and that it has gone. */
+static int hear_watcher(struct rpc_stream *s, struct hedge_error *e)
+{
+    struct rpc_msg msg;
+    void *m;
+    int rv = rpc_stream_recv(s, 0, &msg, e);
+
+    if (rv == 0) {
+        m = pb_from_msg(&hedge__v1__empty__descriptor, &msg, e);
+        rv = m != NULL ? 0 : HEDGE_EPROTO;
+        pb_free(m);
+    }
+    return rv == HEDGE_ETIMEDOUT || rv == HEDGE_EEND ? 0 : rv;
+}
+
 int serve_watch_members(struct rpc_stream *s, void *ctx, struct hedge_error *e)
 {
     struct hedge_node *n = ctx;
     struct view *seen = NULL;
     int rv = 0;
 
-    (void)e;
     while (rv == 0 && !n->closing && !rpc_stream_is_cancelled(s)) {
         struct view *v = next_view(n, seen);
         Hedge__V1__MembersReply *m;
 
+        rv = hear_watcher(s, e);
         if (v == NULL) {
-            struct rpc_msg msg;
-
-            /* Notice the client's end of it. */
-            rv = rpc_stream_recv(s, 0, &msg, e);
-            if (rv == 0) {
-                rpc_msg_release(&msg);
-            }
-            rv = rv == HEDGE_ETIMEDOUT || rv == HEDGE_EEND ? 0 : rv;
             continue;
         }
         view_unref(seen);
         seen = v;
-        rv = members_message(n, v, &m);
+        rv = rv != 0 ? rv : members_message(n, v, &m);
         if (rv == 0) {
             rv = pb_send(s, &m->base, SEND_MS);
             members_release(m);
@@ -144,8 +166,9 @@ void serve_leader(struct rpc_call *call, void *ctx, const void *req, size_t len)
     Hedge__V1__LeaderReply m = HEDGE__V1__LEADER_REPLY__INIT;
     struct hedge_leader l;
 
-    (void)req;
-    (void)len;
+    if (fail_unless_empty(call, req, len)) {
+        return;
+    }
     if (hedge_leader(n, &l) != 0) {
         rpc_fail(call, HEDGE_ENOLEADER,
                  "the group has no leader at present; try again in a moment");
@@ -220,8 +243,9 @@ void serve_status(struct rpc_call *call, void *ctx, const void *req, size_t len)
     struct hedge_error e = {0};
     struct sos_usage u;
 
-    (void)req;
-    (void)len;
+    if (fail_unless_empty(call, req, len)) {
+        return;
+    }
     sos_usage(n->sos, &u);
     (void)member_set_text(me.id, sizeof me.id, n->id);
     (void)member_set_text(me.grpc_address, sizeof me.grpc_address,

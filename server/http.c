@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -426,10 +427,50 @@ static void answer_method(struct http_request *r)
     }
 }
 
+struct framing {
+    unsigned lengths, encodings;
+    bool other; /* An encoding that is not the chunked one. */
+};
+
+static enum MHD_Result count_framing(void *cls, enum MHD_ValueKind kind,
+                                     const char *name, const char *value)
+{
+    struct framing *f = cls;
+
+    (void)kind;
+    f->lengths += strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH) == 0;
+    if (strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING) == 0) {
+        f->encodings++;
+        f->other |= value == NULL || strcasecmp(value, "chunked") != 0;
+    }
+    return MHD_YES;
+}
+
+/* Where a body ends that says it twice is for nobody to guess: somebody between
+ * may have guessed otherwise. */
+static int check_framing(struct http_request *r)
+{
+    struct framing f = {.other = false};
+
+    (void)MHD_get_connection_values(r->connection, MHD_HEADER_KIND,
+                                    count_framing, &f);
+    if (f.lengths + f.encodings > 1) {
+        return error_set(&r->error, HEDGE_EINVAL,
+                         "the headers say more than once how long the body is");
+    }
+    return f.other ? error_set(&r->error, HEDGE_ENOTSUP,
+                               "the only transfer encoding here is chunked")
+                   : 0;
+}
+
 /* What can be said as soon as the headers are there. */
 static void refuse_early(struct http_request *r, const char *method)
 {
-    if (r->node->closing) {
+    int rv = check_framing(r);
+
+    if (rv != 0) {
+        http_answer_error(r, rv, r->error.text);
+    } else if (r->node->closing) {
         http_answer_error(r, HEDGE_ECLOSED, "the node stops");
     } else if (r->route == NULL) {
         answer_unknown(r);

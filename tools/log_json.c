@@ -2,6 +2,7 @@
 
 #include "store/base/clock.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -9,41 +10,13 @@
 
 #define DEPTH_MAX 64
 
-/* --- UTF-8 ------------------------------------------------------------------
- */
-
-/* Length of the sequence at p (1 to 4), or 0 if it is not one. */
-static size_t sequence(const unsigned char *p, size_t left)
-{
-    size_t n = p[0] < 0x80                   ? 1
-               : p[0] >= 0xc2 && p[0] < 0xe0 ? 2
-               : p[0] >= 0xe0 && p[0] < 0xf0 ? 3
-               : p[0] >= 0xf0 && p[0] < 0xf5 ? 4
-                                             : 0;
-
-    if (n == 0 || n > left) {
-        return 0;
-    }
-    for (size_t i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-    }
-    /* Overlong forms, surrogates, and what lies beyond U+10FFFF. */
-    return (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
-                   (p[0] == 0xf0 && p[1] < 0x90) ||
-                   (p[0] == 0xf4 && p[1] > 0x8f)
-               ? 0
-               : n;
-}
-
 bool log_is_utf8(const void *data, size_t len)
 {
     const unsigned char *p = data;
     size_t n;
 
     for (size_t i = 0; i < len; i += n) {
-        n = sequence(p + i, len - i);
+        n = units_utf8_len(p + i, len - i);
         if (n == 0) {
             return false;
         }
@@ -292,7 +265,8 @@ static bool take_string(struct parser *p, unsigned char **out, size_t *len)
             ok = take_escape(p, bytes, &n);
             continue;
         }
-        step = sequence((const unsigned char *)p->at, (size_t)(p->end - p->at));
+        step = units_utf8_len((const unsigned char *)p->at,
+                              (size_t)(p->end - p->at));
         if (step == 0 || c < 0x20) {
             ok = fail(p, step == 0 ? "it is not UTF-8"
                                    : "a control character in a string");

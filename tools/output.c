@@ -71,46 +71,6 @@ void output_add_time(cJSON *object, const char *name, uint64_t wall_ms)
     output_add_text(object, name, text);
 }
 
-/* Length of the UTF-8 sequence at p (1 to 4), or 0 if it is not one. */
-static size_t utf8_length(const unsigned char *p, size_t left)
-{
-    size_t n = p[0] < 0x80   ? 1
-               : p[0] < 0xc2 ? 0
-               : p[0] < 0xe0 ? 2
-               : p[0] < 0xf0 ? 3
-               : p[0] < 0xf5 ? 4
-                             : 0;
-
-    if (n == 0 || n > left) {
-        return 0;
-    }
-    for (size_t i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-    }
-    /* Overlong forms, surrogates and what lies beyond U+10FFFF. */
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
-        (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f)) {
-        return 0;
-    }
-    return n;
-}
-
-static bool is_text(const unsigned char *p, size_t len)
-{
-    while (len > 0) {
-        size_t n = *p != 0 ? utf8_length(p, len) : 0;
-
-        if (n == 0) {
-            return false;
-        }
-        p += n;
-        len -= n;
-    }
-    return true;
-}
-
 static char *base64(const unsigned char *p, size_t len)
 {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -136,7 +96,7 @@ void output_add_bytes(cJSON *object, const char *name, const void *bytes,
 {
     char key[64], *text;
 
-    if (is_text(bytes, len)) {
+    if (units_is_text(bytes, len)) {
         text = must_have(mem_strndup(bytes, len));
         output_add_text(object, name, text);
         mem_free(text);

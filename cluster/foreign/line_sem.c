@@ -87,6 +87,8 @@ static int begin(struct lock_call *c, enum semaphore_op op, const char *name,
 
     if (rv == 0 && strlen(caller) >= sizeof c->call.holder) {
         rv = error_set(e, HEDGE_EINVAL, "the caller's name is too long");
+    } else if (rv == 0 && !units_is_text(caller, strlen(caller))) {
+        rv = error_set(e, HEDGE_EINVAL, "the caller's name is not valid UTF-8");
     }
     lock_call_init(c, op, timeout_ms);
     if (rv == 0) {

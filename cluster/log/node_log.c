@@ -14,6 +14,8 @@
 /* Between the steps of a compaction: who takes a mutex again at once mostly
  * gets it, and puts would wait for many steps. */
 #define PAUSE_MS 2
+/* What another machine's clock may be ahead of ours. */
+#define SKEW_MS 60000u
 #define CHUNK_BYTES ((size_t)1 << 20)
 /* A request that is larger goes in pieces. */
 #define UNARY_MAX (RPC_MESSAGE_MAX - ((size_t)64 << 10))
@@ -272,6 +274,10 @@ int node_log_compact(struct hedge_node *n, uint64_t before_revision,
     if ((before_revision == 0) == (before_ms == 0)) {
         return error_set(e, HEDGE_EINVAL,
                          "a compaction is before a revision or before a time");
+    }
+    if (before_ms > clock_wall_ms() && before_ms - clock_wall_ms() > SKEW_MS) {
+        return error_set(e, HEDGE_EINVAL,
+                         "a compaction before a time of the future");
     }
     for (;;) {
         if (hedge_has_lock(n, &token)) {

@@ -1,4 +1,5 @@
 /* serve_log.c - service hedge.v1.Log. */
+#include "cluster/fields.h"
 #include "cluster/log/kv.h"
 #include "cluster/log/log_page.h"
 #include "cluster/log/log_request.h"
@@ -24,6 +25,7 @@
 #define PAGE_RESERVED (2 * PAGE_BYTES)
 /* For a large request to arrive: others wait for its part of the budget. */
 #define LARGE_MS 60000u
+enum { CHUNK_DATA = 1 }; /* LogChunk's field. */
 #define FOLLOW_STEP_MS 200u
 #define SEND_STEP_MS 1000u
 
@@ -145,43 +147,49 @@ void serve_log_put(struct rpc_call *call, void *ctx, const void *req,
  */
 
 struct pieces {
-    unsigned char *data;
-    size_t len, cap;
+    unsigned char *data; /* REQUEST_MAX; only what is used takes memory. */
+    size_t len;
 };
+
+/* The message's own bytes, where they belong; they are taken apart there. */
+static int take_piece(struct pieces *p, struct rpc_msg *msg,
+                      struct hedge_error *e)
+{
+    unsigned char *at = p->data + p->len;
+    size_t left = rpc_msg_left(msg);
+    struct field f, data = {.len = 0};
+    struct fields all;
+    int rv;
+
+    if (left > REQUEST_MAX - p->len) {
+        return error_set(e, HEDGE_ETOOBIG,
+                         "the request is over the limit of %zu bytes",
+                         REQUEST_MAX - FIELD_HEAD_MAX);
+    }
+    rpc_msg_read(msg, at, left);
+    all = fields_of(at, left);
+    while ((rv = fields_next(&all, &f)) == 0) {
+        if (field_is(&f, CHUNK_DATA)) {
+            data = f;
+        }
+    }
+    if (rv != HEDGE_EEND) {
+        return error_set(e, HEDGE_EPROTO, "%zu bytes that are no LogChunk",
+                         left);
+    }
+    if (data.len > 0) {
+        memmove(at, data.data, data.len);
+        p->len += data.len;
+    }
+    return 0;
+}
 
 static int add_piece(struct pieces *p, struct rpc_msg *msg,
                      struct hedge_error *e)
 {
-    Hedge__V1__LogChunk *m =
-        pb_from_msg_large(&hedge__v1__log_chunk__descriptor, msg, e);
-    int rv = 0;
+    int rv = take_piece(p, msg, e);
 
-    if (m == NULL) {
-        return HEDGE_EPROTO;
-    }
-    if (m->data.len > REQUEST_MAX - p->len) {
-        rv = error_set(e, HEDGE_ETOOBIG,
-                       "the request is over the limit of %zu bytes",
-                       REQUEST_MAX);
-    }
-    if (rv == 0 && p->len + m->data.len > p->cap) {
-        size_t cap = p->cap == 0 ? 4 * PIECE_BYTES : 2 * p->cap;
-        unsigned char *more;
-
-        cap = cap < p->len + m->data.len ? p->len + m->data.len : cap;
-        more = mem_realloc(p->data, cap);
-        if (more == NULL) {
-            rv = error_set(e, HEDGE_ENOMEM, "no memory for the request");
-        } else {
-            p->data = more;
-            p->cap = cap;
-        }
-    }
-    if (rv == 0 && m->data.len > 0) {
-        memcpy(p->data + p->len, m->data.data, m->data.len);
-        p->len += m->data.len;
-    }
-    pb_free(m);
+    rpc_msg_release(msg);
     return rv;
 }
 
@@ -239,6 +247,10 @@ int serve_log_put_large(struct rpc_stream *s, void *ctx, struct hedge_error *e)
 
     if (rv != 0) {
         return rv;
+    }
+    p.data = mem_alloc(REQUEST_MAX);
+    if (p.data == NULL) {
+        rv = error_set(e, HEDGE_ENOMEM, "no memory for the request");
     }
     while (rv == 0) {
         uint64_t now = clock_mono_ms();

@@ -10,6 +10,7 @@
 #include "proto/messages.pb-c.h"
 #include "store/base/clock.h"
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <stdatomic.h>
@@ -374,10 +375,20 @@ int msg_stream_send_error(struct hedge_stream *s, const char *from, int code,
     return send_piece(s, &item, deadline(timeout_ms));
 }
 
+static bool is_text(const char *s)
+{
+    return units_is_text(s, strlen(s));
+}
+
 HEDGE_API int hedge_stream_send(struct hedge_stream *s,
                                 const struct hedge_message *m,
                                 uint64_t timeout_ms)
 {
+    for (size_t i = 0; i < m->n_meta && i < META_MAX; i++) {
+        if (!is_text(m->meta[i].key) || !is_text(m->meta[i].value)) {
+            return HEDGE_EINVAL;
+        }
+    }
     return s->ops != NULL ? s->ops->send(s->ctx, m, timeout_ms)
                           : msg_stream_pass(s, s->from, m, timeout_ms);
 }

@@ -4,6 +4,7 @@
 #include "cluster/rpc/rpc.h"
 
 #include "store/base/mem.h"
+#include "store/base/units.h"
 
 #include <assert.h>
 #include <string.h>
@@ -17,7 +18,7 @@ static int keep_text(struct payload *p, const struct field *f, const char **out)
     if (f->len >= sizeof p->text - p->n_text) {
         return HEDGE_ETOOBIG;
     }
-    if (f->len > 0 && memchr(f->data, '\0', f->len) != NULL) {
+    if (!units_is_text(f->data, f->len)) {
         return HEDGE_EPROTO;
     }
     *out = p->text + p->n_text;

@@ -1,9 +1,9 @@
 #include "cluster/peer/serve_peer_internal.h"
 
+#include "cluster/pb.h"
 #include "store/base/clock.h"
 #include "store/base/log.h"
 #include "store/base/mem.h"
-#include "proto/hedge.pb-c.h"
 
 #include <assert.h>
 #include <signal.h>
@@ -262,7 +262,7 @@ void peer_service_drop(struct peer_service *p, struct rpc_call *call,
 {
     struct hedge_error e = {.code = 0};
     Hedge__V1__DropRequest *m =
-        hedge__v1__drop_request__unpack(NULL, len, request);
+        pb_unpack(&hedge__v1__drop_request__descriptor, request, len);
     int rv;
 
     if (m == NULL) {
@@ -270,7 +270,7 @@ void peer_service_drop(struct peer_service *p, struct rpc_call *call,
         return;
     }
     rv = do_drop(p, m, &e);
-    hedge__v1__drop_request__free_unpacked(m, NULL);
+    pb_free(m);
     if (rv == 0) {
         rpc_reply(call, "", 0);
     } else {
@@ -305,7 +305,7 @@ void peer_service_renew(struct peer_service *p, struct rpc_call *call,
 {
     struct hedge_error e = {.code = 0};
     Hedge__V1__RenewRequest *m =
-        hedge__v1__renew_request__unpack(NULL, len, request);
+        pb_unpack(&hedge__v1__renew_request__descriptor, request, len);
     int rv;
 
     if (m == NULL) {
@@ -313,7 +313,7 @@ void peer_service_renew(struct peer_service *p, struct rpc_call *call,
         return;
     }
     rv = do_renew(p, m, &e);
-    hedge__v1__renew_request__free_unpacked(m, NULL);
+    pb_free(m);
     if (rv == 0) {
         rpc_reply(call, "", 0);
     } else {

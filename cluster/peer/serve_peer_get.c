@@ -5,9 +5,9 @@
  * its block. */
 #include "cluster/peer/serve_peer_internal.h"
 
+#include "cluster/pb.h"
 #include "cluster/rpc/wire.h"
 #include "store/base/mem.h"
-#include "proto/hedge.pb-c.h"
 
 #include <assert.h>
 #include <string.h>
@@ -324,8 +324,9 @@ static int receive_one(struct get_stream *s, struct hedge_error *e)
         rpc_msg_read(&msg, head, len);
     }
     rpc_msg_release(&msg);
-    m = len <= sizeof head ? hedge__v1__get_request__unpack(NULL, len, head)
-                           : NULL;
+    m = len <= sizeof head
+            ? pb_unpack(&hedge__v1__get_request__descriptor, head, len)
+            : NULL;
     if (m == NULL) {
         return error_set(e, HEDGE_EPROTO, "the request cannot be read");
     }
@@ -334,7 +335,7 @@ static int receive_one(struct get_stream *s, struct hedge_error *e)
     a.id.writer = m->writer;
     a.id.sequence = m->sequence;
     rv = service_check_incarnation(s->service, m->peer_incarnation, e);
-    hedge__v1__get_request__free_unpacked(m, NULL);
+    pb_free(m);
     rv = rv != 0 ? rv : wait_for_turn(s, e);
     rv = rv != 0 ? rv : serve(s, &a, true);
     return rv == HEDGE_EAGAIN ? enqueue(s, &a, e) : rv;

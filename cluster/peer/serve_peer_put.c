@@ -4,12 +4,12 @@
  * thread, made when it is first needed. */
 #include "cluster/peer/serve_peer_internal.h"
 
+#include "cluster/pb.h"
 #include "cluster/rpc/wire.h"
 #include "store/base/clock.h"
 #include "store/base/copy.h"
 #include "store/base/hash.h"
 #include "store/base/mem.h"
-#include "proto/hedge.pb-c.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -355,7 +355,7 @@ static int receive_one(struct put_stream *s, struct hedge_error *e)
     }
     rv = wire_split(&msg, &head, &head_len, &has_body, &body_len, e);
     if (rv == 0) {
-        m = hedge__v1__put_request__unpack(NULL, head_len, head);
+        m = pb_unpack(&hedge__v1__put_request__descriptor, head, head_len);
         rv = m == NULL
                  ? error_set(e, HEDGE_EPROTO, "the request cannot be read")
                  : replies_failed(s, e);
@@ -369,7 +369,7 @@ static int receive_one(struct put_stream *s, struct hedge_error *e)
     }
     rpc_msg_release(&msg);
     mem_free(head);
-    hedge__v1__put_request__free_unpacked(m, NULL);
+    pb_free(m);
     return rv;
 }
 

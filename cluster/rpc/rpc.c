@@ -173,9 +173,11 @@ void rpc_process_setup(void)
 
     /* Received messages are 64 KiB pieces of the heap: without this, freeing a
      * message gives its pages back and the next one faults them in again,
-     * which halves a stream's throughput. */
+     * which halves a stream's throughput. What is larger than a block is not
+     * kept: each thread has a heap of its own, and each would keep the largest
+     * value or message that it has ever had in hand. */
     (void)mallopt(M_TRIM_THRESHOLD, 256 << 20);
-    (void)mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    (void)mallopt(M_MMAP_THRESHOLD, 2 << 20);
     (void)mallopt(M_TOP_PAD, 8 << 20);
     memset(&ignore, 0, sizeof ignore);
     ignore.sa_handler = SIG_IGN;

@@ -1,5 +1,7 @@
 #include "cluster/rpc/rpc_internal.h"
 
+#include "store/base/units.h"
+
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -113,32 +115,6 @@ int rpc_code_from_name(const char *name, size_t len)
     return 0;
 }
 
-/* Length of the UTF-8 sequence at p (1 to 4), or 0 if it is not one. */
-static size_t utf8_length(const unsigned char *p, size_t left)
-{
-    size_t n = p[0] < 0x80   ? 1
-               : p[0] < 0xc2 ? 0
-               : p[0] < 0xe0 ? 2
-               : p[0] < 0xf0 ? 3
-               : p[0] < 0xf5 ? 4
-                             : 0;
-
-    if (n == 0 || n > left) {
-        return 0;
-    }
-    for (size_t i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-    }
-    /* Overlong forms, surrogates and what lies beyond U+10FFFF. */
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
-        (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f)) {
-        return 0;
-    }
-    return n;
-}
-
 void rpc_text_clean(const char *text, size_t len,
                     char out[HEDGE_ERROR_TEXT_MAX])
 {
@@ -146,7 +122,7 @@ void rpc_text_clean(const char *text, size_t len,
     size_t used = 0;
 
     while (len > 0) {
-        size_t n = utf8_length(p, len);
+        size_t n = units_utf8_len(p, len);
         size_t take = n > 0 ? n : 1;
         if (used + take >= HEDGE_ERROR_TEXT_MAX) {
             break;

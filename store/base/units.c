@@ -158,8 +158,7 @@ bool units_parse_address(const char *s, bool zero_ok, char host[UNITS_HOST_MAX],
     return true;
 }
 
-/* Length of the UTF-8 sequence at p, or 0 if it is not valid (RFC 3629). */
-static size_t utf8_len(const unsigned char *p, size_t left)
+size_t units_utf8_len(const unsigned char *p, size_t left)
 {
     size_t n = p[0] < 0x80   ? 1
                : p[0] < 0xc2 ? 0
@@ -183,6 +182,19 @@ static size_t utf8_len(const unsigned char *p, size_t left)
     return n;
 }
 
+bool units_is_text(const void *data, size_t len)
+{
+    const unsigned char *p = data;
+
+    for (size_t i = 0, n; i < len; i += n) {
+        n = p[i] != 0 ? units_utf8_len(p + i, len - i) : 0;
+        if (n == 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int units_check_name(const char *name, size_t len, struct hedge_error *e)
 {
     const unsigned char *p = (const unsigned char *)name;
@@ -200,7 +212,7 @@ int units_check_name(const char *name, size_t len, struct hedge_error *e)
         return error_set(e, HEDGE_EINVAL, "the name may not be '.' or '..'");
     }
     for (size_t i = 0; i < len; i += step) {
-        step = utf8_len(p + i, len - i);
+        step = units_utf8_len(p + i, len - i);
         if (step == 0) {
             return error_set(e, HEDGE_EINVAL,
                              "the name is not valid UTF-8 at byte %zu", i + 1);

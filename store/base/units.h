@@ -32,6 +32,13 @@ char *units_format_duration(uint64_t ms, char out[UNITS_SIZE_TEXT]);
 bool units_parse_address(const char *s, bool zero_ok, char host[UNITS_HOST_MAX],
                          uint16_t *port);
 
+/* Length of the UTF-8 sequence at p (1 to 4), or 0 if it is not one: overlong
+ * forms, surrogates and what lies beyond U+10FFFF are none (RFC 3629). */
+size_t units_utf8_len(const unsigned char *p, size_t left);
+/* UTF-8 without a zero byte: what a C string can hold and a protobuf `string`
+ * may hold. */
+bool units_is_text(const void *data, size_t len);
+
 /* Store names: 1 to 255 bytes of UTF-8, no '/', no control characters, not
  * "." or "..". Returns 0 or HEDGE_EINVAL with the reason in `e`. */
 #define UNITS_NAME_MAX 255

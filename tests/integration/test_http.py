@@ -449,6 +449,34 @@ class Manners(HttpTest):
             raw(node, data)
             self.assertEqual(request(node, "/livez")[0], 200)
 
+    def test_bodies_that_end_in_two_places(self):
+        """A proxy before the node may see another end than the node."""
+        for path in ("/put", "/get", "/send", "/broadcast", "/streamsend",
+                     "/streambroadcast", "/sos?name=twice", "/livez",
+                     "/readyz", "/metrics"):
+            for status, framing in (
+                    (b"400", b"Content-Length: 3\r\nContent-Length: 5"),
+                    (b"400", b"Content-Length: 3\r\nContent-Length: 3"),
+                    (b"400", b"Content-Length: 3\r\n"
+                             b"Transfer-Encoding: chunked"),
+                    (b"400", b"Transfer-Encoding: chunked\r\n"
+                             b"content-length: 3"),
+                    (b"400", b"Transfer-Encoding: chunked\r\n"
+                             b"Transfer-Encoding: chunked"),
+                    (b"501", b"Transfer-Encoding: gzip"),
+                    (b"501", b"Transfer-Encoding: gzip, chunked")):
+                with connect(self.first, 20) as c:
+                    c.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
+                              b"3\r\nk v\r\n0\r\n\r\n"
+                              % (path.encode(), framing))
+                    head, _, body = c.recv(65536).partition(b"\r\n\r\n")
+                    while not body:
+                        body = c.recv(65536)
+                self.assertEqual(head.split()[1], status, (path, framing))
+                self.assertEqual(body.count(b"\n"), 1, body)
+        self.fails(404, self.first, "/get", b"3\r\nk")
+        self.assert_status(self.first.ctl("sos", "stat", "twice"), 3)
+
     def test_headers_have_a_bound(self):
         for head in (b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n",
                      b"GET /livez HTTP/1.1\r\nA: " + b"x" * 200_000 + b"\r\n",

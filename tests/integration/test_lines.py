@@ -305,6 +305,15 @@ class Semaphores(LinesTest):
         reply = ask(self.other, "SEM one 1 a:1")
         self.assertIn(b"leader", unb64(reply[4:]))
 
+    def test_callers_are_text(self):
+        """Nobody could read a list that names such a holder."""
+        for caller in (b"\xff\xfe", b"a\xc0\x80", b"\xed\xa0\x80"):
+            lines = Lines(self.leader)
+            for line in (b"SEM text 1 " + caller, b"SEA text " + caller):
+                lines.send(line + b"\n")
+                self.assertIn(b"UTF-8", unb64(lines.receive()[4:]), line)
+        self.assert_done(self.first.ctl("sem", "ls"))
+
     def test_each_a_permit_of_their_own(self):
         self.assertEqual(ask(self.leader, "SEM many 3 x"), "ACK")
         got = []

@@ -231,6 +231,8 @@ class Commands(LogTest):
                 (["get", "k", "--at-rev", str(REVISION_FUTURE)], "future"),
                 (["log", "--from-rev", str(REVISION_FUTURE)], "future"),
                 (["log", "compact", "--before", str(REVISION_FUTURE)],
+                 "future"),
+                (["log", "compact", "--before", "2999-01-01T00:00:00Z"],
                  "future")):
             result = self.assert_status(self.first.ctl(*args), 2)
             self.assertIn(text, result.err)
@@ -429,7 +431,9 @@ class Foreign(LogTest):
                                               timeout=10)),
                      lambda: stub.Compact(m.LogCompactRequest(), timeout=10),
                      lambda: stub.Compact(m.LogCompactRequest(
-                         before_revision=1, before_ms=1), timeout=10)):
+                         before_revision=1, before_ms=1), timeout=10),
+                     lambda: stub.Compact(m.LogCompactRequest(
+                         before_ms=1 << 62), timeout=10)):
             self.assert_refused(call, invalid, "EINVAL")
         self.assert_refused(get(key=b"no such key"),
                             grpc.StatusCode.NOT_FOUND, "ENOTFOUND")

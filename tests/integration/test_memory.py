@@ -245,6 +245,32 @@ class Promise(MemoryTest):
         self.check_promise("thirty slow writers", peak)
 
 
+class LargeValues(MemoryTest):
+    """What has passed through the hands of many threads stays with none."""
+
+    def all_at_once(self, what, node, args, data=b""):
+        with self.watch() as peak:
+            jobs = [hedgectl_start(*(a.format(i) for a in args), node=node)
+                    for i in range(5)]
+            with concurrent.futures.ThreadPoolExecutor(5) as pool:
+                for result in pool.map(lambda j: finish(j, data), jobs):
+                    self.assert_done(result)
+        self.check_promise(what, peak)
+
+    def test_many_at_once(self):
+        for _ in range(2):
+            self.node(mem_limit="16M", disk_limit="64M", start=False)
+        cluster = start_cluster(self.nodes)
+        value = random_bytes(16 * MIB)
+        for node in (cluster.others()[0], cluster.leader()):
+            for what, args, data in (
+                    ("puts", ("put", "k{}", "-"), value),
+                    ("gets", ("get", "k{}"), b""),
+                    ("histories", ("log", "--limit", "4"), b"")):
+                self.all_at_once(f"{what} of 16 MiB through {node.id}", node,
+                                 args, data)
+
+
 class SmallestArena(MemoryTest):
     """16 blocks of 64 KiB: nothing stops, and nobody is told that there is no
     room while there is."""

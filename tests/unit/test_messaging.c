@@ -620,6 +620,18 @@ static int stream_text(struct hedge_stream *s, const char *text)
     return hedge_stream_send(s, &m, WAIT_MS);
 }
 
+/* Who receives could read nothing of it. */
+static void no_text_in_meta(struct hedge_stream *s)
+{
+    struct hedge_meta meta[] = {{"id", "7"}, {"key", "v\xff"}};
+    struct hedge_message m = {.data = "", .meta = meta, .n_meta = 2};
+
+    assert_int_equal(hedge_stream_send(s, &m, WAIT_MS), HEDGE_EINVAL);
+    meta[0].key = "\xc3";
+    m.n_meta = 1;
+    assert_int_equal(hedge_stream_send(s, &m, WAIT_MS), HEDGE_EINVAL);
+}
+
 static void a_stream_to_the_leader(void **state)
 {
     struct cluster *c = *state;
@@ -632,6 +644,7 @@ static void a_stream_to_the_leader(void **state)
         assert_int_equal(hedge_stream_to_leader(c->m[i].node, WAIT_MS, &s, &e),
                          0);
         assert_int_equal(hedge_stream_recv(s, 10, &m, &e), HEDGE_ETIMEDOUT);
+        no_text_in_meta(s);
         for (unsigned k = 0; k < 50; k++) {
             char text[16];
 

@@ -49,6 +49,7 @@ static void refused(void **state)
     assert_int_equal(PARSE("\x12\x05hell", &p), HEDGE_EPROTO);
     assert_int_equal(PARSE("\x0a\x03\x0a\x05k", &p), HEDGE_EPROTO);
     assert_int_equal(PARSE("\x0a\x05\x0a\x03k\0k", &p), HEDGE_EPROTO);
+    assert_int_equal(PARSE("\x0a\x05\x12\x03v\xffv", &p), HEDGE_EPROTO);
     for (size_t i = 0; i < sizeof many; i += 2) {
         many[i] = '\x0a';
         many[i + 1] = 0;
