@@ -33,6 +33,8 @@
 
 #include "store/kvlog/kvlog.h"
 
+#include <string.h>
+
 #define KVLOG_ESCAPED_MAX (KVLOG_KEY_MAX + 2)
 #define KVLOG_ROW_KEY_MAX (KVLOG_ESCAPED_MAX + 8)
 
@@ -172,11 +174,29 @@ int kvlog_walk_before(struct kvlog_reader *r, const MDB_val *at, MDB_val *key,
                       MDB_val *val);
 int kvlog_walk_on(struct kvlog_reader *r, MDB_val *key, MDB_val *val);
 
-/* --- kvlog_scan.c --- */
+/* --- kvlog_read.c --- */
 
-/* Decode a row of `log`. */
+/* Decode a row of `log`, and find that of a revision which the index has named.
+ */
 int kvlog_row_read(const MDB_val *key, const MDB_val *val,
                    struct kvlog_row *out, struct hedge_error *e);
+int kvlog_row_find(MDB_cursor *log, uint64_t revision, struct kvlog_row *out,
+                   struct hedge_error *e);
+/* Its name is good as long as the transaction. */
+int kvlog_leader_of(MDB_txn *txn, const struct kvlog *l, uint64_t token,
+                    const char **out, struct hedge_error *e);
+void kvlog_to_entry(const struct kvlog_row *row, const char *leader,
+                    struct kvlog_entry *out);
+static inline bool kvlog_row_has_key(const struct kvlog_row *row,
+                                     const void *key, size_t len)
+{
+    return row->key_len == len && memcmp(row->key, key, len) == 0;
+}
+/* All lines of a row at once, `ahead` of where it is: hashing them one by one
+ * waits for each. */
+void kvlog_prefetch(const MDB_val *val, ptrdiff_t ahead);
+
+/* --- kvlog_scan.c --- */
 
 /* What finding a row by its revision costs, in rows that are walked over. Tests
  * set it, before there are threads: 0 makes every prefix a rare one. */

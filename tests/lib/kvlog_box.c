@@ -190,3 +190,21 @@ const char *kvlog_box_ask(struct kvlog_box *b, struct kvlog_query *q,
     }
     return text;
 }
+
+static int keep_revision(void *ctx, const struct kvlog_entry *e)
+{
+    *(uint64_t *)ctx = e->revision;
+    return KVLOG_END;
+}
+
+int kvlog_box_latest(struct kvlog_box *b, const char *key, uint64_t *revision)
+{
+    int rv;
+
+    *revision = 0;
+    kvlog_box_read(b);
+    rv = kvlog_latest(&b->reader, &b->log, key, strlen(key), keep_revision,
+                      revision, &b->error);
+    kvlog_box_read_end(b);
+    return rv;
+}

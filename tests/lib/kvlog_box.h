@@ -48,4 +48,7 @@ uint64_t kvlog_box_compact(struct kvlog_box *b, uint64_t before_revision,
 const char *kvlog_box_ask(struct kvlog_box *b, struct kvlog_query *q,
                           unsigned page);
 
+/* The quick way: the newest revision of a key. */
+int kvlog_box_latest(struct kvlog_box *b, const char *key, uint64_t *revision);
+
 #endif

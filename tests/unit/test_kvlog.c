@@ -774,46 +774,28 @@ static void test_no_memory(void **state)
 /* --- the quick way ----------------------------------------------------------
  */
 
-static int keep_revision(void *ctx, const struct kvlog_entry *e)
-{
-    *(uint64_t *)ctx = e->revision;
-    return KVLOG_END;
-}
-
-static int latest_of(const char *key, size_t len, uint64_t *revision)
-{
-    int rv;
-
-    *revision = 0;
-    kvlog_box_read(&box);
-    rv = kvlog_latest(&box.reader, &box.log, key, len, keep_revision, revision,
-                      &box.error);
-    kvlog_box_read_end(&box);
-    return rv;
-}
-
 static void test_latest(void **state)
 {
     uint64_t r;
 
     (void)state;
-    assert_int_equal(latest_of("a", 1, &r), HEDGE_ENOTFOUND);
+    assert_int_equal(kvlog_box_latest(&box, "a", &r), HEDGE_ENOTFOUND);
     put_some();
-    assert_int_equal(latest_of("a", 1, &r), 0);
+    assert_int_equal(kvlog_box_latest(&box, "a", &r), 0);
     assert_int_equal(r, 5);
-    assert_int_equal(latest_of("ab", 2, &r), 0);
+    assert_int_equal(kvlog_box_latest(&box, "ab", &r), 0);
     assert_int_equal(r, 4);
-    assert_int_equal(latest_of("b", 1, &r), 0);
+    assert_int_equal(kvlog_box_latest(&box, "b", &r), 0);
     assert_int_equal(r, 2);
-    assert_int_equal(latest_of("aa", 2, &r), HEDGE_ENOTFOUND);
-    assert_int_equal(latest_of("c", 1, &r), HEDGE_ENOTFOUND);
-    assert_int_equal(latest_of("A", 1, &r), HEDGE_ENOTFOUND);
+    assert_int_equal(kvlog_box_latest(&box, "aa", &r), HEDGE_ENOTFOUND);
+    assert_int_equal(kvlog_box_latest(&box, "c", &r), HEDGE_ENOTFOUND);
+    assert_int_equal(kvlog_box_latest(&box, "A", &r), HEDGE_ENOTFOUND);
     kvlog_box_put(&box, "b", "6", KVLOG_REPLACE);
     kvlog_box_put(&box, "b", "7", KVLOG_REPLACE);
-    assert_int_equal(latest_of("b", 1, &r), 0);
+    assert_int_equal(kvlog_box_latest(&box, "b", &r), 0);
     assert_int_equal(r, 7);
     assert_true(flip(box.log.log, 4, ROW_HEAD)); /* a5's key. */
-    assert_int_equal(latest_of("a", 1, &r), HEDGE_ECORRUPT);
+    assert_int_equal(kvlog_box_latest(&box, "a", &r), HEDGE_ECORRUPT);
     assert_int_equal(r, 0);
 }
 

@@ -49,24 +49,6 @@ static size_t rows_of(MDB_dbi table)
     return st.ms_entries;
 }
 
-static int keep_revision(void *ctx, const struct kvlog_entry *e)
-{
-    *(uint64_t *)ctx = e->revision;
-    return KVLOG_END;
-}
-
-static int latest_of(const char *key, uint64_t *revision)
-{
-    int rv;
-
-    *revision = 0;
-    kvlog_box_read(&box);
-    rv = kvlog_latest(&box.reader, &box.log, key, strlen(key), keep_revision,
-                      revision, &box.error);
-    kvlog_box_read_end(&box);
-    return rv;
-}
-
 static void put_many(unsigned from, unsigned n, unsigned each)
 {
     static struct kvlog_put puts[4096];
@@ -198,15 +180,21 @@ static void test_readers_keep_up(void **state)
             unsigned at = (i + 96) / 5 * (k + 1);
 
             (void)snprintf(key, sizeof key, "k%05u", at * 7919 % 100000);
-            assert_int_equal(latest_of(key, &r), 0);
+            assert_int_equal(kvlog_box_latest(&box, key, &r), 0);
             assert_int_equal(r, at + 1);
         }
-        assert_int_equal(latest_of("k", &r), HEDGE_ENOTFOUND);
-        assert_int_equal(latest_of("l", &r), HEDGE_ENOTFOUND);
+        assert_int_equal(kvlog_box_latest(&box, "k", &r), HEDGE_ENOTFOUND);
+        assert_int_equal(kvlog_box_latest(&box, "l", &r), HEDGE_ENOTFOUND);
     }
     kvlog_reader_release(&box.reader);
-    assert_int_equal(latest_of("k00000", &r), 0);
+    assert_int_equal(kvlog_box_latest(&box, "k00000", &r), 0);
     assert_int_equal(r, 1);
+}
+
+static int keep_revision(void *ctx, const struct kvlog_entry *e)
+{
+    *(uint64_t *)ctx = e->revision;
+    return KVLOG_END;
 }
 
 /* A transaction that began before the index got them goes on without. */
@@ -231,7 +219,7 @@ static void test_snapshots_stay(void **state)
                      0);
     assert_int_equal(last, 1);
     kvlog_box_read_end(&box);
-    assert_int_equal(latest_of("a", &last), 0);
+    assert_int_equal(kvlog_box_latest(&box, "a", &last), 0);
     assert_int_equal(last, 4);
     assert_string_equal(ASK(KEY("a")), "a=1@1 a=3@3 a=4@4");
 }
@@ -264,7 +252,7 @@ static void check_corrupt(const char *revision)
     uint64_t r;
 
     for (unsigned i = 0; i < 2; i++) {
-        assert_int_equal(latest_of("b", &r), HEDGE_ECORRUPT);
+        assert_int_equal(kvlog_box_latest(&box, "b", &r), HEDGE_ECORRUPT);
         assert_non_null(strstr(box.error.text, revision));
         assert_string_equal(ASK(KEY("a")), "ECORRUPT");
         assert_string_equal(ASK(KEY("b"), .prefix = true), "ECORRUPT");
@@ -309,7 +297,7 @@ static void test_no_memory(void **state)
     put_many(0, 200, 10);
     do {
         mem_fail_after(n++);
-        rv = latest_of("k00000", &r);
+        rv = kvlog_box_latest(&box, "k00000", &r);
         mem_fail_after(-1);
     } while (rv == HEDGE_ENOMEM);
     assert_true(n > 2);
