@@ -526,10 +526,13 @@ static int append_one(MDB_txn *txn, const struct kvlog *l,
     if (rv != 0 || p->repeated) {
         return rv;
     }
-    *changed = true;
+    *changed = true; /* So that the state is written, which knows of this: */
+    if (!in_tail) {
+        rv = kvlog_tail_flush(txn, l, s, e);
+    }
     p->revision = ++s->revision;
     p->timestamp_ms = s->timestamp_ms;
-    if (p->flags != 0) {
+    if (rv == 0 && p->flags != 0) {
         rv = replace(txn, l, p, s, e);
     }
     if (rv == 0 && (p->flags & KVLOG_DELETE) == 0) {
@@ -570,9 +573,6 @@ int kvlog_append(MDB_txn *txn, const struct kvlog *l,
         s.timestamp_ms = w->wall_ms;
     }
     in_tail = kvlog_tail_has_room(&s, puts, n);
-    if (rv == 0 && n > 0 && !in_tail) {
-        rv = kvlog_tail_flush(txn, l, &s, e);
-    }
     for (size_t i = 0; rv == 0 && i < n; i++) {
         rv = append_one(txn, l, w, &s, &puts[i], in_tail, changed, e);
     }

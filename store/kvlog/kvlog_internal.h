@@ -173,6 +173,9 @@ int kvlog_walk_from(struct kvlog_reader *r, const MDB_val *at, MDB_val *key,
 int kvlog_walk_before(struct kvlog_reader *r, const MDB_val *at, MDB_val *key,
                       MDB_val *val);
 int kvlog_walk_on(struct kvlog_reader *r, MDB_val *key, MDB_val *val);
+/* Is the row of the index that the walk has come to, if any, a sound one? It
+ * need not be the one that was handed out. */
+bool kvlog_walk_check(const struct kvlog_reader *r);
 
 /* --- kvlog_read.c --- */
 

@@ -164,7 +164,7 @@ static int scan_key(struct scan *s)
             return kvlog_corrupt(s->e, "index", 0);
         }
         if (key.mv_size != s->prefix_len + 8 || !in_prefix(s, &key)) {
-            return 0;
+            return kvlog_walk_check(s->r) ? 0 : kvlog_corrupt(s->e, "index", 0);
         }
         (void)kvlog_index_split(key.mv_data, key.mv_size, &revision);
         if (revision < s->from || revision > s->to) {

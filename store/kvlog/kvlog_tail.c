@@ -322,3 +322,11 @@ int kvlog_walk_on(struct kvlog_reader *r, MDB_val *key, MDB_val *val)
     }
     return nearer(r, key, val);
 }
+
+bool kvlog_walk_check(const struct kvlog_reader *r)
+{
+    const struct kvlog_walk *w = &r->walk;
+    uint64_t hidden_by;
+
+    return w->rc != 0 || kvlog_index_decode(&w->key, &w->val, &hidden_by);
+}

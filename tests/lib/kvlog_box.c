@@ -59,12 +59,17 @@ int kvlog_box_append(struct kvlog_box *b, struct kvlog_put *puts, size_t n)
                              .wall_ms = b->wall_ms,
                              .boot_ms = b->boot_ms,
                              .boot = b->boot};
-    bool changed;
+    size_t each = b->at_once > 0 ? b->at_once : n + 1;
+    bool changed = false, some;
     MDB_txn *txn;
-    int rv;
+    int rv = 0;
 
     assert_int_equal(mdb_txn_begin(b->env, NULL, 0, &txn), 0);
-    rv = kvlog_append(txn, &b->log, &w, puts, n, &changed, &b->error);
+    for (size_t at = 0; rv == 0 && (at == 0 || at < n); at += each) {
+        rv = kvlog_append(txn, &b->log, &w, puts + at,
+                          n - at < each ? n - at : each, &some, &b->error);
+        changed = changed || some;
+    }
     if (rv == 0 && changed) {
         assert_int_equal(mdb_txn_commit(txn), 0);
     } else {

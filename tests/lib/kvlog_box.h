@@ -27,6 +27,7 @@ struct kvlog_box {
     struct kvlog_reader reader;
     MDB_txn *read_txn;
     uint64_t wall_ms, boot_ms, boot, token;
+    size_t at_once; /* Puts that one kvlog_append() gets; 0: all. */
     struct hedge_error error;
 };
 

@@ -93,8 +93,8 @@ static void model_put(unsigned key, uint64_t value, unsigned flags)
 /* Up to five puts in one transaction, one of them perhaps twice. */
 static void step_put(void)
 {
-    struct kvlog_put puts[5];
-    uint64_t values[5], before = last_revision;
+    struct kvlog_put puts[6];
+    uint64_t values[6], before = last_revision;
     unsigned n = 1 + (unsigned)rnd(5);
     bool repeat = rnd(4) == 0;
 
@@ -122,12 +122,20 @@ static void step_put(void)
         assert_int_equal(puts[i].revision, before + i + 1);
         assert_int_equal(puts[i].timestamp_ms, last_ms);
     }
-    if (repeat) {
+    if (repeat) { /* And a new one beside them. */
+        unsigned key = (unsigned)rnd(KEYS);
+
         box.token += rnd(2);
-        assert_int_equal(kvlog_box_append(&box, puts, n), 0);
-        for (unsigned i = 0; i < n; i++) {
+        values[n] = rnd(UINT32_MAX);
+        puts[n] = (struct kvlog_put){.key = keys[key].text,
+                                     .key_len = keys[key].len,
+                                     .value = &values[n],
+                                     .value_len = sizeof values[n]};
+        model_put(key, values[n], 0);
+        assert_int_equal(kvlog_box_append(&box, puts, n + 1), 0);
+        for (unsigned i = 0; i <= n; i++) {
             assert_int_equal(puts[i].revision, before + i + 1);
-            assert_true(puts[i].repeated);
+            assert_true(puts[i].repeated == (i < n));
         }
     }
 }
@@ -336,6 +344,7 @@ static void test_model(void **state)
                   (unsigned long long)steps);
     kvlog_box_init(&box);
     for (uint64_t i = 0; i < steps && n_versions < VERSIONS_MAX - 200; i++) {
+        box.at_once = rnd(4);
         if (rnd(100) == 0) {
             replacing = !replacing;
             kvlog_tail_rows = rnd(3) == 0 ? (unsigned)rnd(20) : KVLOG_TAIL_ROWS;

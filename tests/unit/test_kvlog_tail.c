@@ -125,6 +125,33 @@ static void test_replacing_and_removing(void **state)
     assert_string_equal(ASK(KEY("a")), "a=1@1 a=3@3 a=6@6");
 }
 
+/* A put that was made before changes nothing, the index included; a put beside
+ * it in the same transaction does. */
+static void test_repeated_puts(void **state)
+{
+    struct kvlog_put puts[2] = {
+        {.key = "a",
+         .key_len = 1,
+         .value = "1",
+         .value_len = 1,
+         .request = "r"},
+        {.key = "b", .key_len = 1, .value = "2", .value_len = 1}};
+
+    (void)state;
+    kvlog_box_put(&box, "a", "0", 0);
+    puts[0].flags = KVLOG_REPLACE;
+    assert_int_equal(kvlog_box_append(&box, puts, 1), 0);
+    kvlog_box_put(&box, "a", "3", 0);
+    box.at_once = 1;
+    assert_int_equal(kvlog_box_append(&box, puts, 2), 0);
+    assert_true(puts[0].repeated);
+    assert_int_equal(puts[1].revision, 4);
+    assert_int_equal(kvlog_box_state(&box).indexed, 2);
+    assert_int_equal(rows_of(box.log.index), 2);
+    assert_string_equal(ASK(KEY("a")), "a=1@2 a=3@3");
+    assert_string_equal(ASK(KEY(""), .prefix = true), "a=1@2 a=3@3 b=2@4");
+}
+
 static void test_compaction_sees_it(void **state)
 {
     (void)state;
@@ -276,6 +303,36 @@ static void test_damaged(void **state)
     check_corrupt("revision 2");
 }
 
+/* A row of the index that has become another key's stands beside its place, and
+ * what the tail has in between does not hide it. */
+static void test_damaged_neighbour(void **state)
+{
+    unsigned char copy[64];
+    MDB_val key, val;
+    MDB_cursor *c;
+    MDB_txn *txn;
+
+    (void)state;
+    kvlog_tail_rows = 0;
+    kvlog_box_put(&box, "k5", "1", 0);
+    kvlog_tail_rows = KVLOG_TAIL_ROWS;
+    kvlog_box_put(&box, "k6", "2", 0);
+    assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_cursor_open(txn, box.log.index, &c), 0);
+    assert_int_equal(mdb_cursor_get(c, &key, &val, MDB_FIRST), 0);
+    memcpy(copy, key.mv_data, key.mv_size);
+    memcpy(copy + 32, val.mv_data, val.mv_size);
+    copy[1] = '7';
+    assert_int_equal(mdb_cursor_del(c, 0), 0);
+    mdb_cursor_close(c);
+    key.mv_data = copy;
+    val.mv_data = copy + 32;
+    assert_int_equal(mdb_put(txn, box.log.index, &key, &val, 0), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    assert_string_equal(ASK(KEY("k5")), "ECORRUPT");
+    assert_string_equal(ASK(KEY("k6")), "ECORRUPT");
+}
+
 static void test_last_one_missing(void **state)
 {
     (void)state;
@@ -313,11 +370,13 @@ int main(void)
         T(test_many_at_once_go_into_the_index),
         T(test_long_keys_go_into_the_index),
         T(test_replacing_and_removing),
+        T(test_repeated_puts),
         T(test_compaction_sees_it),
         T(test_state_from_before),
         T(test_readers_keep_up),
         T(test_snapshots_stay),
         T(test_damaged),
+        T(test_damaged_neighbour),
         T(test_last_one_missing),
         T(test_no_memory),
     };
