@@ -62,8 +62,9 @@ static bool texts_good(const ProtobufCMessageDescriptor *d, const void *data,
     struct fields all = fields_of(data, len);
     bool good = true;
     struct field f;
+    int rv = 0;
 
-    while (good && fields_next(&all, &f) == 0) {
+    while (good && (rv = fields_next(&all, &f)) == 0) {
         const ProtobufCFieldDescriptor *field =
             f.type == FIELD_BYTES
                 ? protobuf_c_message_descriptor_get_field(d, f.number)
@@ -75,7 +76,7 @@ static bool texts_good(const ProtobufCMessageDescriptor *d, const void *data,
             good = texts_good(field->descriptor, f.data, f.len);
         }
     }
-    return good;
+    return good && rv == HEDGE_EEND; /* Or protobuf-c would read on alone. */
 }
 
 static void *unpack_within(size_t left, const ProtobufCMessageDescriptor *d,

@@ -67,6 +67,23 @@ static void what_is_no_text_is_no_message(void **state)
     }
 }
 
+/* What protobuf-c would read on behind, and this check would not: LockQuery
+ * with an unknown varint of ten bytes whose last one is too large, and with a
+ * field of number 0, each before a name that is no text. */
+static void no_text_hides_behind_another_field(void **state)
+{
+    static const unsigned char varint[] = {0xf8, 0x01, 0xff, 0xff, 0xff,
+                                           0xff, 0xff, 0xff, 0xff, 0xff,
+                                           0xff, 0x7f, 0x0a, 1,    0xff};
+    static const unsigned char zero[] = {0x80, 0, 0, 0x0a, 1, 0xff};
+
+    (void)state;
+    assert_null(
+        pb_unpack(&hedge__v1__lock_query__descriptor, varint, sizeof varint));
+    assert_null(
+        pb_unpack(&hedge__v1__lock_query__descriptor, zero, sizeof zero));
+}
+
 /* Bytes are bytes. */
 static void other_fields_are_not_looked_at(void **state)
 {
@@ -84,6 +101,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(strings_are_text),
         cmocka_unit_test(what_is_no_text_is_no_message),
+        cmocka_unit_test(no_text_hides_behind_another_field),
         cmocka_unit_test(other_fields_are_not_looked_at),
     };
 
