@@ -127,8 +127,7 @@ struct hedge_options {
      * been given back. hedge_semaphore_remaining_ms() is 0 for it from then on;
      * it is still to be released. Perhaps before the call that acquires it has
      * returned. On the thread that renews all grants of the node: release it
-     * from another one. Never once hedge_node_stop() has been called, but for a
-     * call that runs by then. */
+     * from another one. Never once hedge_node_stop() has returned. */
     void (*on_lost)(void *data, const char *semaphore, uint64_t token);
     void *data; /* For these three and the handlers. */
 
@@ -533,8 +532,8 @@ struct hedge_semaphores {
     struct hedge_semaphore_info semaphore[];
 };
 /* `name` NULL: all, by name. Asked for in pages, each claim as of the first;
- * when the leader changes meanwhile, who is granted may be listed as waiting
- * and as holding. `*out` is to be freed. */
+ * when the leader changes meanwhile, or has to read its disk again, who is
+ * granted may be listed as waiting and as holding. `*out` is to be freed. */
 HEDGE_API int hedge_semaphores(struct hedge_node *node, const char *name,
                                uint64_t timeout_ms,
                                struct hedge_semaphores **out,

@@ -127,8 +127,10 @@ int lock_wire_to_answer(const Hedge__V1__LockAnswer *m,
 {
     (void)snprintf(out->text, sizeof out->text, "%s", m->text);
     out->token = m->token;
-    out->term = m->term;
-    out->at = m->at;
+    if (m->status == 0 || out->op != SEMAPHORE_LIST) { /* It may go on. */
+        out->term = m->term;
+        out->at = m->at;
+    }
     out->lease_ms = m->lease_ms != 0 ? m->lease_ms : out->lease_ms;
     if (m->status == 0 && out->op == SEMAPHORE_LIST) {
         out->more = lock_list_next(m->list, out);

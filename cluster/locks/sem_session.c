@@ -418,6 +418,7 @@ int sem_session_acquire(struct sem_session *s, const void *owner,
     if (rv == 0) {
         *token = h->token;
         h->given = true;
+        pthread_cond_broadcast(&s->wake); /* Its end may be the next. */
     } else {
         end_claim(h); /* If it was granted, the next renewal gives it back. */
     }

@@ -54,8 +54,10 @@ void sem_answer(struct semaphores *s, struct semaphore_call *c, int status,
 
     list_remove(&c->link);
     c->status = status;
-    c->term = s->term;
-    c->at = s->at;
+    if (status == 0 || c->op != SEMAPHORE_LIST) { /* It may go on elsewhere. */
+        c->term = s->term;
+        c->at = s->at;
+    }
     va_start(ap, fmt);
     (void)vsnprintf(c->text, sizeof c->text, fmt, ap);
     va_end(ap);
