@@ -134,8 +134,8 @@ struct hedge_node {
         char id[MEMBER_ID_SIZE], target[TARGET_SIZE];
     } route;
     uint64_t rounds;
-    uint64_t leader_since;      /* Grows with each change. */
-    bool joined;                /* It has led, or had a list from who leads. */
+    uint64_t leaders; /* How many have come up, one after the other. */
+    bool joined;      /* It has led, or had a list from who leads. */
     struct hedge_error refused; /* By the leader, for what this node is. */
     atomic_bool closing;
 

@@ -170,7 +170,6 @@ static void publish_election(struct hedge_node *n, bool changed)
         error_clear(&n->refused);
     }
     if (changed) {
-        n->leader_since++;
         pthread_cond_broadcast(&n->pub_changed);
     }
     pthread_mutex_unlock(&n->pub_lock);
@@ -233,6 +232,9 @@ static void tell_new_leader(struct hedge_node *n,
     if (c->id[0] == '\0') {
         log_info("node", "there is no leader at present");
     } else {
+        pthread_mutex_lock(&n->pub_lock);
+        n->leaders++;
+        pthread_mutex_unlock(&n->pub_lock);
         log_info("node", "leader is now \"%s\" with token %llu", c->id,
                  (unsigned long long)c->token);
     }
