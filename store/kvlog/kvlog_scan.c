@@ -140,10 +140,11 @@ static void whole_key(struct scan *s)
 static int key_seek(struct scan *s, MDB_val *key, MDB_val *val)
 {
     unsigned char row[KVLOG_ROW_KEY_MAX];
-    MDB_val at = kvlog_val(row, s->prefix_len + 8);
+    MDB_val at;
 
     memcpy(row, s->prefix, s->prefix_len);
     put_be64(row + s->prefix_len, s->q->newest ? s->to + 1 : s->from);
+    at = kvlog_val(row, s->prefix_len + 8);
     return s->q->newest ? kvlog_walk_before(s->r, &at, key, val)
                         : kvlog_walk_from(s->r, &at, key, val);
 }
