@@ -120,8 +120,11 @@ struct hedge_options {
 
     /* Called when this node starts or stops to lead. */
     void (*on_leader)(void *data, bool is_leader, uint64_t token);
-    /* Called on every node for each join and leave. */
+    /* Called on every node for each join and leave, */
     void (*on_member)(void *data, bool joined, const char *id);
+    /* and when another node leads, or this one; "": nobody, as far as it is
+     * known here. */
+    void (*on_new_leader)(void *data, const char *id, uint64_t token);
     /* Called once for each grant of this node's semaphores that is lost: taken
      * away, or its time was up before it could be renewed; not for what has
      * been given back. hedge_semaphore_remaining_ms() is 0 for it from then on;
@@ -129,7 +132,7 @@ struct hedge_options {
      * returned. On the thread that renews all grants of the node: release it
      * from another one. Never once hedge_node_stop() has returned. */
     void (*on_lost)(void *data, const char *semaphore, uint64_t token);
-    void *data; /* For these three and the handlers. */
+    void *data; /* For these and the handlers. */
 
     /* Who answers hedge_send() while this node leads, and hedge_broadcast() at
      * any time; streams likewise. NULL: the sender gets HEDGE_ENOHANDLER. */

@@ -81,8 +81,9 @@ struct hedge_node {
     struct msg_budget *messages; /* What --message-limit bounds. */
     struct handlers *handlers;
     struct msg_parts *parts; /* Messages that travel in pieces. */
-    /* Clients' messages and streams that are served. */
-    atomic_uint sending, relaying;
+    /* Clients' messages, broadcasts and streams that are served: one kind that
+     * hangs does not hold up the others. */
+    atomic_uint sending, spreading, relaying;
     struct rpc_server *server;
     struct locks *locks;         /* locks.h */
     struct sem_session *session; /* Of its own semaphores. */
@@ -134,8 +135,8 @@ struct hedge_node {
         char id[MEMBER_ID_SIZE], target[TARGET_SIZE];
     } route;
     uint64_t rounds;
-    uint64_t leader_since;      /* Grows with each change. */
-    bool joined;                /* It has led, or had a list from who leads. */
+    uint64_t leaders; /* How many have come up, one after the other. */
+    bool joined;      /* It has led, or had a list from who leads. */
     struct hedge_error refused; /* By the leader, for what this node is. */
     atomic_bool closing;
 
@@ -297,6 +298,7 @@ void serve_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_fetch(struct rpc_call *c, void *ctx, const void *req, size_t len);
 
 /* --- serve_send.c, serve_streams.c --- */
+#define SERVE_CLIENTS_MAX 64 /* Of each kind. */
 /* Wait to be one of `max`, as long as the client's deadline lets; HEDGE_EBUSY.
  * Ends with `*count -= 1`. */
 int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,

@@ -170,7 +170,6 @@ static void publish_election(struct hedge_node *n, bool changed)
         error_clear(&n->refused);
     }
     if (changed) {
-        n->leader_since++;
         pthread_cond_broadcast(&n->pub_changed);
     }
     pthread_mutex_unlock(&n->pub_lock);
@@ -227,18 +226,30 @@ static void tell_sos(struct hedge_node *n, const struct membership_change *c)
     }
 }
 
+static void tell_new_leader(struct hedge_node *n,
+                            const struct membership_change *c)
+{
+    if (c->id[0] == '\0') {
+        log_info("node", "there is no leader at present");
+    } else {
+        pthread_mutex_lock(&n->pub_lock);
+        n->leaders++;
+        pthread_mutex_unlock(&n->pub_lock);
+        log_info("node", "leader is now \"%s\" with token %llu", c->id,
+                 (unsigned long long)c->token);
+    }
+    if (n->o.on_new_leader != NULL) {
+        n->o.on_new_leader(n->o.data, c->id, c->token);
+    }
+}
+
 static void tell_changes(struct hedge_node *n, struct membership_actions *a)
 {
     for (size_t i = 0; i < a->n_changes; i++) {
         const struct membership_change *c = &a->changes[i];
 
-        if (c->type == MEMBERSHIP_LEADER && c->id[0] == '\0') {
-            log_info("node", "there is no leader at present");
-            continue;
-        }
         if (c->type == MEMBERSHIP_LEADER) {
-            log_info("node", "leader is now \"%s\" with token %llu", c->id,
-                     (unsigned long long)c->token);
+            tell_new_leader(n, c);
             continue;
         }
         log_info("node", "%s has %s%s%s", c->id,

@@ -29,7 +29,7 @@
     X(TOKEN, "hedge_fencing_token", GAUGE, PLAIN, NULL,                       \
       "The last fencing token heard of.")                                     \
     X(LEADER_CHANGES, "hedge_leader_changes_total", COUNTER, PLAIN, NULL,     \
-      "Changes of leader seen by this node.")                                 \
+      "Leaders this node has heard of, one after the other.")                 \
     X(ROUNDS, "hedge_election_rounds_total", COUNTER, PLAIN, NULL,            \
       "Rounds of the election.")                                              \
     X(LEASE, "hedge_lease_seconds", GAUGE, MS, NULL,                          \
@@ -151,12 +151,21 @@
       "Messages being handled.")                                              \
     X(HANDLERS_QUEUED, "hedge_handlers_queued", GAUGE, PLAIN, "kind",         \
       "Messages that wait for a handler.")                                    \
+    X(HANDLERS_QUEUED_LIMIT, "hedge_handlers_queued_limit", GAUGE, PLAIN,     \
+      NULL, "How many of each kind may wait.")                                \
     X(HANDLERS_STREAMS, "hedge_handlers_streams", GAUGE, PLAIN, "kind",       \
       "Streams being handled.")                                               \
     X(HANDLERS_LIMIT, "hedge_handlers_limit", GAUGE, PLAIN, "kind",           \
       "How many messages, and streams, may be handled at a time.")            \
     X(LOCK_CALLS, "hedge_semaphore_calls", GAUGE, PLAIN, NULL,                \
       "Calls about semaphores that this node has made and are not done.")     \
+    X(LOCK_CALLS_LIMIT, "hedge_semaphore_calls_limit", GAUGE, PLAIN, NULL,    \
+      "How many there may be.")                                               \
+    X(LOCK_KEPT, "hedge_semaphore_kept", GAUGE, PLAIN, "what",                \
+      "While this node leads: requests granted or in line, their sessions, "  \
+      "and calls of other nodes.")                                            \
+    X(LOCK_KEPT_LIMIT, "hedge_semaphore_kept_limit", GAUGE, PLAIN, "what",    \
+      "How many there may be.")                                               \
     X(LINES_OPEN, "hedge_lines_connections", GAUGE, PLAIN, NULL,              \
       "Line protocol: connections.")                                          \
     X(LINES_LIMIT, "hedge_lines_connections_limit", GAUGE, PLAIN, NULL,       \
@@ -215,7 +224,7 @@ static void cluster_stats(const struct out *o)
     has_leader = n->leader.id[0] != '\0';
     token = n->leader.token;
     rounds = n->rounds;
-    changes = n->leader_since;
+    changes = n->leaders;
     pthread_mutex_unlock(&n->pub_lock);
     put_labelled(o, STAT_INFO, HEDGE_VERSION, 1);
     put(o, STAT_UPTIME, clock_boot_ms() - n->started_ms);
@@ -323,6 +332,9 @@ static void stream_stats(const struct out *o, const struct rpc_server_use *u)
         {"relay", n->passing, serve_passing_max(n)},
         {"health", n->looking, SERVE_LOOKING_MAX},
         {"parts", n->hp_streams, SERVE_HP_MAX},
+        {"send", n->sending, SERVE_CLIENTS_MAX},
+        {"broadcast", n->spreading, SERVE_CLIENTS_MAX},
+        {"stream", n->relaying, SERVE_CLIENTS_MAX},
     };
     size_t count = sizeof table / sizeof table[0];
 
@@ -445,6 +457,7 @@ static void handler_stats(const struct out *o)
     for (unsigned k = 0; k < HANDLER_KINDS; k++) {
         handlers_use(o->n->handlers, (enum handler_kind)k, &u[k]);
     }
+    put(o, STAT_HANDLERS_QUEUED_LIMIT, HANDLERS_QUEUE_MAX);
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         for (unsigned k = 0; k < HANDLER_KINDS; k++) {
             unsigned value;
@@ -454,7 +467,29 @@ static void handler_stats(const struct out *o)
                          handler_kind_name((enum handler_kind)k), value);
         }
     }
-    put(o, STAT_LOCK_CALLS, atomic_load(&o->n->locks->n_calls));
+}
+
+static void lock_stats(const struct out *o)
+{
+    struct locks *l = o->n->locks;
+    const struct {
+        const char *what;
+        size_t now, max;
+    } table[] = {
+        {"requests", atomic_load(&l->n_claims), SEMAPHORE_CLAIMS_MAX},
+        {"sessions", atomic_load(&l->n_sessions), SEMAPHORE_SESSIONS_MAX},
+        {"relayed", atomic_load(&l->n_relayed), RELAYED_MAX},
+    };
+    size_t count = sizeof table / sizeof table[0];
+
+    put(o, STAT_LOCK_CALLS, atomic_load(&l->n_calls));
+    put(o, STAT_LOCK_CALLS_LIMIT, LOCK_CALLS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        put_labelled(o, STAT_LOCK_KEPT, table[i].what, table[i].now);
+    }
+    for (size_t i = 0; i < count; i++) {
+        put_labelled(o, STAT_LOCK_KEPT_LIMIT, table[i].what, table[i].max);
+    }
 }
 
 static void line_stats(const struct out *o)
@@ -491,6 +526,7 @@ void stats_each(struct hedge_node *n, stats_fn fn, void *ctx)
     engine_stats(&o);
     log_stats(&o);
     handler_stats(&o);
+    lock_stats(&o);
     line_stats(&o);
 }
 

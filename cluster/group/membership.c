@@ -273,8 +273,9 @@ static void set_leader(struct membership *m, const char *id,
                        uint64_t token, struct membership_actions *out)
 {
     struct membership_leader *l = &m->leader;
-    bool changed = strcmp(l->id, id) != 0 || l->incarnation != incarnation ||
-                   (id[0] != '\0' && l->token != token);
+    /* A leader that is first heard of by hearsay has no incarnation yet. */
+    bool changed =
+        strcmp(l->id, id) != 0 || (id[0] != '\0' && l->token != token);
 
     (void)snprintf(l->id, sizeof l->id, "%s", id);
     (void)snprintf(l->address, sizeof l->address, "%s", address);

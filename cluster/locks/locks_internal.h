@@ -123,6 +123,8 @@ struct locks {
     uint64_t retry_ms;     /* Those that were refused are sent again. */
     struct relay relay;
     atomic_size_t n_relayed; /* Calls of other nodes. */
+    /* For the figures: the core's as of its last step. */
+    atomic_size_t n_claims, n_sessions;
 };
 
 /* --- semaphores.c --- */

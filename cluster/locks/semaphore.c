@@ -44,6 +44,12 @@ int semaphores_new(const struct semaphore_options *o, struct semaphores **out)
     return 0;
 }
 
+void semaphores_use(const struct semaphores *s, struct semaphores_use *out)
+{
+    out->claims = s->n_claims;
+    out->sessions = s->n_holders;
+}
+
 /* --- answers ----------------------------------------------------------------
  */
 

@@ -176,6 +176,11 @@ void semaphores_free(struct semaphores *s);
 void semaphores_step(struct semaphores *s, const struct semaphore_event *ev,
                      uint64_t now_ms, struct semaphore_actions *out);
 
+struct semaphores_use {
+    size_t claims, sessions;
+};
+void semaphores_use(const struct semaphores *s, struct semaphores_use *out);
+
 /* For tests: NULL, or a sentence about what must never be. */
 const char *semaphores_check(struct semaphores *s, uint64_t now_ms);
 

@@ -229,12 +229,16 @@ static void start_engine(struct locks *l, struct semaphore_actions *a)
 static void step(struct locks *l, struct semaphore_event *ev)
 {
     struct semaphore_actions a;
+    struct semaphores_use use;
     uint64_t now = clock_boot_ms(), token;
     struct list *item;
 
     ev->leads =
         election_is_leader(&l->node->election, now, &token) && token == l->term;
     semaphores_step(l->core, ev, now, &a);
+    semaphores_use(l->core, &use);
+    atomic_store(&l->n_claims, use.claims);
+    atomic_store(&l->n_sessions, use.sessions);
     l->wake_ms = a.wake_ms;
     if (a.load_id != 0 || a.append_id != 0) {
         start_engine(l, &a);

@@ -9,7 +9,6 @@
 
 #include <string.h>
 
-#define SENDING_MAX 64
 #define TIMEOUT_DEFAULT_MS 15000
 #define SEND_MS 60000 /* To a client that does not read. */
 
@@ -292,7 +291,8 @@ int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     Hedge__V1__SendRequest *first;
     struct msg_buf buf;
     struct first_piece f;
-    int rv = serve_messages_enter(s, &n->sending, SENDING_MAX, "messages", e);
+    int rv =
+        serve_messages_enter(s, &n->sending, SERVE_CLIENTS_MAX, "messages", e);
 
     if (rv != 0) {
         return rv;
@@ -395,7 +395,8 @@ int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     Hedge__V1__BroadcastRequest *first;
     struct msg_buf buf;
     struct first_piece f;
-    int rv = serve_messages_enter(s, &n->sending, SENDING_MAX, "messages", e);
+    int rv = serve_messages_enter(s, &n->spreading, SERVE_CLIENTS_MAX,
+                                  "broadcasts", e);
 
     if (rv != 0) {
         return rv;
@@ -409,6 +410,6 @@ int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     }
     pb_free(first);
     first_done(n, &f);
-    atomic_fetch_sub(&n->sending, 1);
+    atomic_fetch_sub(&n->spreading, 1);
     return rv;
 }

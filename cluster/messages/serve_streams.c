@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PASSING_MAX 64
 #define OPEN_MS 15000
 #define STEP_MS 100
 #define SEND_MS 60000 /* To somebody who does not read. */
@@ -195,7 +194,8 @@ static int pass_on(struct hedge_node *n, struct rpc_stream *s,
 static int serve_passing(struct rpc_stream *s, struct hedge_node *n,
                          enum handler_kind kind, struct hedge_error *e)
 {
-    int rv = serve_messages_enter(s, &n->relaying, PASSING_MAX, "streams", e);
+    int rv =
+        serve_messages_enter(s, &n->relaying, SERVE_CLIENTS_MAX, "streams", e);
 
     if (rv == 0) {
         rv = pass_on(n, s, kind, e);

@@ -61,8 +61,9 @@ int kvlog_open(MDB_txn *txn, MDB_dbi meta, const char *group, bool create,
 
 struct kvlog_state {
     uint64_t revision, timestamp_ms; /* The last ones. */
-    uint64_t floor;  /* Versions before it may have been compacted away. */
-    uint64_t term;   /* The highest token that has written. */
+    uint64_t floor;    /* Versions before it may have been compacted away. */
+    uint64_t floor_ms; /* The version at it was put then or before. */
+    uint64_t term;     /* The highest token that has written. */
     uint64_t purged; /* Versions hidden up to this revision have been removed.*/
     uint64_t indexed;    /* Versions after it are in `log` alone, */
     uint64_t tail_bytes; /* and their rows in the index would have so many. */

@@ -48,6 +48,33 @@ static int set_point(MDB_txn *txn, const struct kvlog *l,
     return 0;
 }
 
+/* Its row may go, and with it what says whether a time was before it. */
+static int raise_floor(MDB_txn *txn, const struct kvlog *l,
+                       struct kvlog_state *s, uint64_t floor,
+                       struct hedge_error *e)
+{
+    MDB_val key = kvlog_val(&floor, sizeof floor), val;
+    struct kvlog_row row = {.timestamp_ms = s->timestamp_ms};
+    MDB_cursor *log;
+    int rv = 0, rc = mdb_cursor_open(txn, l->log, &log);
+
+    if (rc != 0) {
+        return kvlog_error(e, rc, "log");
+    }
+    rc = mdb_cursor_get(log, &key, &val, MDB_SET_RANGE);
+    if (rc == 0) {
+        rv = kvlog_row_read(&key, &val, &row, e);
+    } else if (rc != MDB_NOTFOUND) {
+        rv = kvlog_error(e, rc, "log");
+    }
+    mdb_cursor_close(log);
+    if (rv == 0) {
+        s->floor = floor;
+        s->floor_ms = row.timestamp_ms;
+    }
+    return rv;
+}
+
 static void next_key(struct kvlog_compaction *c, const MDB_val *key)
 {
     size_t len = key->mv_size - 8;
@@ -130,7 +157,7 @@ int kvlog_compact(MDB_txn *txn, const struct kvlog *l,
     if (rv == 0 && c->at_len == 0) {
         rv = set_point(txn, l, c, &s, e);
         if (rv == 0 && c->point > s.floor) {
-            s.floor = c->point;
+            rv = raise_floor(txn, l, &s, c->point, e);
             changed = true;
         }
     }

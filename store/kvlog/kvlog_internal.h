@@ -17,11 +17,12 @@
  * `index` by (key, revision): hidden_by 8 (0: visible), sum 8 (XXH3 of key and
  * hidden_by). `hidden`: revision -> hidden_by 8. `requests`: id -> revision 8,
  * timestamp 8, sum 8 (of id and both). `expiry`, by (age, revision, kind)
- * big-endian: a request id, or the key of a row of `index`. The state: seven
- * numbers of 8 and their sum; one of five is from before there was a tail. The
- * age: its milliseconds (it began with the Unix time), boot time and boot of
- * the last put, their sum; where there is none the rows of `expiry` have Unix
- * times, and it begins with the last of them.
+ * big-endian: a request id, or the key of a row of `index`. The state: eight
+ * numbers of 8 and their sum; one of seven is from before the floor had a time,
+ * one of five from before there was a tail. The age: its milliseconds (it began
+ * with the Unix time), boot time and boot of the last put, their sum; where
+ * there is none the rows of `expiry` have Unix times, and it begins with the
+ * last of them.
  *
  * Ownership: see kvlog.h.
  * Threads:   see kvlog.h.
@@ -50,8 +51,9 @@ enum {
     INDEX_VALUE = 16,
     REQUEST_VALUE = 24,
     EXPIRY_KEY = 17,
-    STATE_VALUE = 64,
-    STATE_VALUE_OLD = 48,
+    STATE_VALUE = 72,
+    STATE_VALUE_7 = 64,
+    STATE_VALUE_5 = 48,
     AGE_VALUE = 32,
     LEADER_SUM = 8,
 };
@@ -205,8 +207,8 @@ void kvlog_prefetch(const MDB_val *val, ptrdiff_t ahead);
  * set it, before there are threads: 0 makes every prefix a rare one. */
 extern unsigned kvlog_find_cost;
 
-/* The first revision with a timestamp of `ms` or later; one after the last
- * when there is none. */
+/* Behind all versions with a timestamp before `ms`, and not behind any other:
+ * the last revision as of then is the one before it. */
 int kvlog_revision_at(MDB_cursor *log, const struct kvlog_state *s, uint64_t ms,
                       uint64_t *out, struct hedge_error *e);
 

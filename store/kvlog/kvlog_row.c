@@ -226,14 +226,16 @@ void kvlog_state_encode(const struct kvlog_state *s,
     put_le64(out + 32, s->purged);
     put_le64(out + 40, s->indexed);
     put_le64(out + 48, s->tail_bytes);
-    put_le64(out + 56, hash64(out, 56));
+    put_le64(out + 56, s->floor_ms);
+    put_le64(out + 64, hash64(out, 64));
 }
 
 bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out)
 {
     const unsigned char *p = data;
 
-    if ((size != STATE_VALUE && size != STATE_VALUE_OLD) ||
+    if ((size != STATE_VALUE && size != STATE_VALUE_7 &&
+         size != STATE_VALUE_5) ||
         get_le64(p + size - 8) != hash64(p, size - 8)) {
         return false;
     }
@@ -242,8 +244,11 @@ bool kvlog_state_decode(const void *data, size_t size, struct kvlog_state *out)
     out->floor = get_le64(p + 16);
     out->term = get_le64(p + 24);
     out->purged = get_le64(p + 32);
-    out->indexed = size == STATE_VALUE ? get_le64(p + 40) : out->revision;
-    out->tail_bytes = size == STATE_VALUE ? get_le64(p + 48) : 0;
+    out->indexed = size > STATE_VALUE_5 ? get_le64(p + 40) : out->revision;
+    out->tail_bytes = size > STATE_VALUE_5 ? get_le64(p + 48) : 0;
+    out->floor_ms = size > STATE_VALUE_7 ? get_le64(p + 56)
+                    : out->floor > 0     ? UINT64_MAX /* Unknown. */
+                                         : 0;
     return out->indexed <= out->revision;
 }
 

@@ -613,6 +613,10 @@ int kvlog_revision_at(MDB_cursor *log, const struct kvlog_state *s, uint64_t ms,
             low = row.revision + 1;
         }
     }
+    /* The rows from the floor on may all have been replaced and removed. */
+    if (low <= s->floor && ms > s->floor_ms) {
+        low = s->floor + 1;
+    }
     *out = low; /* The row is there or behind it. */
     return 0;
 }

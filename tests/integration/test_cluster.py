@@ -13,6 +13,7 @@ from hedge_harness import (HEDGED, MIB, Cluster, DaemonTest, finish,
                            free_ports, hedgectl, hedgectl_start, main,
                            random_bytes, report, start_cluster, stubs,
                            wait_until)
+from test_http import metrics
 
 LEASE = 3.0
 NOISE = 1.0  # What a busy machine of two cores may add to a promised time.
@@ -230,6 +231,60 @@ class Election(DaemonTest):
         reader.join()
         for pipe in (follow.stdin, follow.stdout, follow.stderr):
             pipe.close()
+
+    def test_changes_when_the_leader_dies(self):
+        """Each that lasts comes once, on every node: another leader, the old
+        one's death, its coming back."""
+        cluster, old, _ = self.start(http=True)
+        rest = cluster.others()
+        followers = [hedgectl_start("members", "--follow", "-o", "json",
+                                    node=n) for n in rest]
+        lines = [[], []]
+        readers = [threading.Thread(target=lambda f=f, to=to: to.extend(
+            iter(f.stdout.readline, b""))) for f, to in zip(followers, lines)]
+        for reader in readers:
+            reader.start()
+
+        def told(lines):
+            """(ids, leader) of each list; that nobody leads makes the same
+            one come again."""
+            lists, last = [], None
+            for row in map(json.loads, list(lines)):
+                key = row["token"], row["list"]
+                if key != last or row["id"] in [r["id"] for r in lists[-1]]:
+                    lists.append([])
+                last = key
+                lists[-1].append(row)
+            return [(sorted(r["id"] for r in rows),
+                     next((r["id"] for r in rows if r["leader"]), None))
+                    for rows in lists]
+
+        def once(values):
+            return [v for i, v in enumerate(values)
+                    if i == 0 or v != values[i - 1]]
+
+        def wait_told(nodes, leader):
+            wanted = sorted(n.id for n in nodes), leader.id
+            wait_until(f"the list {wanted}", lambda: all(
+                told(each)[-1:] == [wanted] for each in lines))
+        wait_told(cluster.nodes, old)
+        old.kill()
+        new = cluster.leader()
+        wait_told(rest, new)
+        old.start()
+        wait_told(cluster.nodes, new)
+        for follower in followers:
+            follower.send_signal(signal.SIGINT)
+        for follower, reader, each in zip(followers, readers, lines):
+            reader.join()
+            finish(follower)
+            lists = told(each)
+            self.assertEqual([len(ids) for ids in once(
+                [ids for ids, _ in lists])], [3, 2, 3], lists)
+            self.assertEqual(once([leader for _, leader in lists if leader]),
+                             [old.id, new.id], lists)
+        for node in rest:
+            self.assertEqual(metrics(node)["hedge_leader_changes_total"], 2)
 
     def test_stores_end_with_their_node(self):
         """A node that is stopped says what goes with it."""

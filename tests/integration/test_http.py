@@ -11,8 +11,8 @@ import struct
 import subprocess
 import time
 
-from hedge_harness import (MIB, DaemonTest, SharedTest, free_ports, main,
-                           random_bytes, wait_until)
+from hedge_harness import (MIB, DaemonTest, SharedTest, finish, free_ports,
+                           hedgectl_start, main, random_bytes, wait_until)
 
 CONNECTIONS_MAX = 64
 NAME = re.compile(r"^(hedge|process)_[a-z0-9_]+$")
@@ -179,6 +179,25 @@ class Probes(HttpTest):
         self.assertEqual(metrics(node)["hedge_lines_requests_total", "LDR"],
                          after["hedge_lines_requests_total", "LDR"] + 1)
         self.assertEqual(metrics(node)["hedge_lines_malformed_total"], 1)
+
+    def test_metrics_of_semaphores(self):
+        """What the leader keeps: who holds, who waits in line."""
+        leader, other = self.shared.leader(), self.shared.others()[0]
+
+        def kept(what, limit=""):
+            return metrics(leader)["hedge_semaphore_kept" + limit, what]
+        token = self.assert_done(leader.ctl(
+            "sem", "acquire", "m", "--limit", 1, "--ttl", "60s")).out.strip()
+        self.assertEqual(kept("requests"), 1)
+        waiter = hedgectl_start("lock", "run", "m", "--", "true", node=other)
+        wait_until("one in line", lambda: kept("requests") == 2)
+        self.assertGreaterEqual(kept("sessions"), 1)
+        self.assertGreaterEqual(kept("relayed"), 1)
+        for what in ("requests", "sessions", "relayed"):
+            self.assertGreater(kept(what, "_limit"), 1000)
+        self.assert_done(leader.ctl("sem", "release", "m", token))
+        self.assert_done(finish(waiter))
+        wait_until("nothing to be kept", lambda: kept("requests") == 0)
 
 
 class Stores(HttpTest):

@@ -1,5 +1,6 @@
 """Messages, broadcasts and streams between real daemons."""
 import base64
+import fcntl
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ from hedge_harness import (MIB, DaemonTest, Sampler, SharedTest, Timeout,
                            finish, hedge_error, hedgectl_start, main,
                            random_bytes, report, resident, shown_on_terminal,
                            stubs, wait_until)
+from test_http import metrics
 
 
 def messages():
@@ -520,6 +522,37 @@ class Programs(DaemonTest):
             self.assertEqual(self.assert_done(finish(p)).out, f"m{i}")
         for node in self.nodes:
             self.assertEqual(children(node.pid), [])
+
+    def test_no_more_than_the_limit_at_once(self):
+        """64 programs run, the others wait; when these hang, the other kind
+        of message goes on all the same."""
+        gate = os.path.join(self.dir, "gate")
+        with open(gate, "w", encoding="ascii") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            self.start(f"flock -s {gate} cat", http=True)
+            pb, grpc_stubs = messages()
+            stub = grpc_stubs.MessagesStub(self.first.channel())
+            calls = [stub.Send(iter([pb.SendRequest(data=b"%d" % i)]),
+                               timeout=60) for i in range(70)]
+
+            def figure(name, label):
+                return metrics(self.first)["hedge_" + name, label]
+            wait_until("all to have come",
+                       lambda: figure("streams", "all") == 70)
+            wait_until("as many as may run",
+                       lambda: len(children(self.first.pid)) >= 64)
+            self.assertEqual(len(children(self.first.pid)), 64)
+            self.assertEqual(figure("handlers", "leader"), 64)
+            self.assertGreaterEqual(figure("streams", "send"), 64)
+            self.assertEqual(figure("streams_limit", "send"), 64)
+            p = hedgectl_start("--timeout", "60s", "broadcast", "x",
+                               node=self.first)
+            wait_until("the other kind to run",
+                       lambda: len(children(self.first.pid)) == 65)
+            fcntl.flock(f, fcntl.LOCK_UN)
+            for i, call in enumerate(calls):
+                self.assertEqual(b"".join(r.data for r in call), b"%d" % i)
+            self.assertIn("x", self.assert_done(finish(p)).out)
 
 
 class Budget(DaemonTest):

@@ -1,6 +1,6 @@
 /* The log's storage: what each question answers, what is refused, and rows
  * that are damaged; all of it with rows that the index has, has not, and has
- * in part. test_kvlog_model.c asks at random. */
+ * in part. test_kvlog_compact.c compacts, test_kvlog_model.c asks at random. */
 #include "store/kvlog/kvlog.h"
 #include "store/kvlog/kvlog_internal.h"
 #include "store/base/bytes.h"
@@ -446,122 +446,6 @@ static void test_sizes(void **state)
     free(large);
 }
 
-static void test_compaction(void **state)
-{
-    int rv;
-
-    (void)state;
-    put_some(); /* a1 b2 a3 ab4 a5 */
-    assert_int_equal(kvlog_box_compact(&box, 3, 0, 1, NULL), 1);
-    CHECK("b=2@2 a=3@3 ab=4@4 a=5@5", .key_len = 0);
-    CHECK("a=3@3 b=2@2", .latest = true, .at_revision = 3);
-    assert_string_equal(ASK(.latest = true, .at_revision = 2), "EEXPIRED");
-    assert_non_null(strstr(box.error.text, "the oldest revision is 3"));
-    assert_string_equal(ASK(KEY("a"), .at_revision = 2), "EEXPIRED");
-    assert_string_equal(ASK(.from_revision = 2), "EEXPIRED");
-    CHECK("a=3@3 ab=4@4 a=5@5", .from_revision = 3);
-    /* Not before the point: what can be seen as of it stays. */
-    assert_int_equal(kvlog_box_compact(&box, 4, 0, 1, NULL), 0);
-    CHECK("a=3@3 ab=4@4 b=2@2", .latest = true, .at_revision = 4);
-    assert_int_equal(kvlog_box_compact(&box, 2, 0, 1, NULL), 0);
-    assert_int_equal(kvlog_box_state(&box).floor, 4); /* Never goes back. */
-    put("a", "6");
-    put("a", "7");
-    assert_int_equal(kvlog_box_compact(&box, 8, 0, 3, NULL), 1);
-    CHECK("a=5@5 a=6@6 a=7@7", KEY("a"));
-    assert_int_equal(kvlog_box_compact(&box, 8, 0, 1, NULL), 2);
-    CHECK("b=2@2 ab=4@4 a=7@7", .key_len = 0);
-    (void)kvlog_box_compact(&box, 9, 0, 1, &rv);
-    assert_int_equal(rv, HEDGE_EINVAL);
-    box.token = 0;
-    (void)kvlog_box_compact(&box, 1, 0, 1, &rv);
-    assert_int_equal(rv, HEDGE_EFENCED);
-}
-
-static void test_compaction_by_time(void **state)
-{
-    (void)state;
-    for (unsigned i = 1; i <= 5; i++) {
-        box.wall_ms = i * 1000;
-        put("a", "x");
-    }
-    /* As of then still has an answer. */
-    assert_int_equal(kvlog_box_compact(&box, 0, 3500, 1, NULL), 2);
-    CHECK("a=x@3", .latest = true, .until_ms = 3500);
-    assert_string_equal(ASK(.latest = true, .until_ms = 2500), "EEXPIRED");
-    assert_string_equal(
-        ASK(KEY("a"), .newest = true, .limit = 1, .until_ms = 2500),
-        "EEXPIRED");
-    CHECK("a=x@3 a=x@4 a=x@5", .since_ms = 1, .until_ms = 9999);
-    assert_int_equal(kvlog_box_compact(&box, 0, UINT64_MAX, 1, NULL), 2);
-    CHECK("a=x@5", .key_len = 0);
-    assert_int_equal(kvlog_box_state(&box).floor, 5);
-}
-
-/* A version that was kept below the floor may be the last one of a page. */
-static void test_pages_below_the_floor(void **state)
-{
-    struct kvlog_query q = {KEY("a"), .newest = true, .until_ms = 5500};
-
-    (void)state;
-    for (unsigned i = 1; i <= 5; i++) {
-        box.wall_ms = i * 1000;
-        put(i == 4 ? "b" : "a", "x");
-    }
-    assert_int_equal(kvlog_box_compact(&box, 4, 0, 3, NULL), 1);
-    CHECK("a=x@5 a=x@3 a=x@2", KEY("a"), .newest = true, .until_ms = 5500);
-    CHECK("a=x@3 a=x@2", KEY("a"), .newest = true, .until_ms = 4500);
-    CHECK("a=x@3 a=x@2", KEY("a"), .newest = true, .until_ms = 5500,
-          .at_revision = 4);
-    assert_string_equal(ASK(KEY("a"), .newest = true, .until_ms = 3500),
-                        "EEXPIRED");
-    /* Compacted away behind its back. */
-    q.limit = 1;
-    assert_string_equal(kvlog_box_ask(&box, &q, 0), "a=x@5");
-    q.limit = 1;
-    assert_string_equal(kvlog_box_ask(&box, &q, 0), "a=x@3");
-    box.wall_ms = 6000;
-    put("a", "x");
-    assert_int_equal(kvlog_box_compact(&box, 6, 0, 1, NULL), 3);
-    q.limit = 1;
-    assert_string_equal(kvlog_box_ask(&box, &q, 0), "EEXPIRED");
-}
-
-/* Steps are bounded, and what is there meanwhile stays right. */
-static void test_compaction_in_steps(void **state)
-{
-    struct kvlog_compaction c = {.before_revision = 10001, .keep = 2};
-    struct kvlog_writer w = {.token = 1, .leader = "here:1"};
-    struct kvlog_put puts[100];
-    unsigned steps = 0;
-    uint64_t removed = 0;
-    MDB_txn *txn;
-
-    (void)state;
-    for (unsigned i = 0; i < 100; i++) {
-        static char keys[4][2] = {"a", "b", "c", "d"};
-
-        puts[i] = (struct kvlog_put){
-            .key = keys[i % 4], .key_len = 1, .value = "v", .value_len = 1};
-    }
-    for (unsigned i = 0; i < 100; i++) {
-        assert_int_equal(kvlog_box_append(&box, puts, 100), 0);
-    }
-    while (!c.done) {
-        assert_int_equal(mdb_txn_begin(box.env, NULL, 0, &txn), 0);
-        assert_int_equal(kvlog_compact(txn, &box.log, &w, &c, &box.error), 0);
-        assert_int_equal(mdb_txn_commit(txn), 0);
-        assert_true(c.removed <= 512);
-        removed += c.removed;
-        steps++;
-    }
-    assert_true(steps >= 20);
-    assert_int_equal(removed, 10000 - 8);
-    CHECK("a=v@9993 b=v@9994 c=v@9995 d=v@9996 a=v@9997 b=v@9998 c=v@9999 "
-          "d=v@10000",
-          .key_len = 0);
-}
-
 /* --- tokens -----------------------------------------------------------------
  */
 
@@ -957,10 +841,6 @@ int main(void)
         T(test_reserved),
         T(test_binary_keys),
         T(test_sizes),
-        T(test_compaction),
-        T(test_compaction_by_time),
-        T(test_pages_below_the_floor),
-        T(test_compaction_in_steps),
         T(test_resume_tokens),
         T(test_damaged_rows),
         T(test_damaged_long_row),

@@ -166,7 +166,7 @@ static void test_compaction_sees_it(void **state)
 /* A log as it was written before there were tails. */
 static void test_state_from_before(void **state)
 {
-    unsigned char now[STATE_VALUE], old[STATE_VALUE_OLD];
+    unsigned char now[STATE_VALUE], old[STATE_VALUE_5];
     MDB_val key = {strlen(box.log.state_key), box.log.state_key};
     MDB_val val = {sizeof old, old};
     struct kvlog_state s;

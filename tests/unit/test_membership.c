@@ -531,6 +531,28 @@ static void test_a_change_of_leader_is_no_storm(void **state)
     done(&f);
 }
 
+/* Its announcement says less of a leader than its lease, which is read next. */
+static void test_a_leader_is_told_once(void **state)
+{
+    struct membership_event ev = {
+        .type = MEMBERSHIP_FOLLOW, .id = "b:1", .address = "b:2", .token = 5};
+    struct fixture f;
+
+    (void)state;
+    fresh(&f, "a:1");
+    step(&f, &ev);
+    assert_int_equal(f.out.n_changes, 1);
+    expect_change(&f, 0, MEMBERSHIP_LEADER, "b:1", MEMBERSHIP_NO_REASON);
+    ev.incarnation = 7;
+    step(&f, &ev);
+    assert_int_equal(f.out.n_changes, 0);
+    assert_int_equal(membership_leader(f.m)->incarnation, 7);
+    ev.token = 6; /* The same node again, after nobody. */
+    step(&f, &ev);
+    assert_int_equal(f.out.n_changes, 1);
+    done(&f);
+}
+
 static void test_pending_members_fall_to_silence(void **state)
 {
     struct fixture f;
@@ -719,6 +741,7 @@ int main(void)
         cmocka_unit_test(test_the_link_is_tried_again),
         cmocka_unit_test(test_in_touch_with_a_leader),
         cmocka_unit_test(test_a_change_of_leader_is_no_storm),
+        cmocka_unit_test(test_a_leader_is_told_once),
         cmocka_unit_test(test_pending_members_fall_to_silence),
         cmocka_unit_test(test_a_leader_that_knows_nobody_waits),
         cmocka_unit_test(test_lists_are_sent_again),

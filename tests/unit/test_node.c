@@ -6,6 +6,7 @@
 
 #include <arpa/inet.h>
 #include <ftw.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +20,59 @@
 #define NODES 3
 #define WAIT_MS 20000
 
+#define IDS 8
+
+/* What one node was told. */
+struct told {
+    pthread_mutex_t lock;
+    char ids[IDS][64];
+    bool in[IDS], leads;
+    char leader[64];
+    uint64_t token;
+    unsigned twice; /* What it knew already. */
+};
+
 struct cluster {
     char dir[64];
     struct hedge_node *node[NODES];
+    struct told told[NODES];
 };
+
+static void on_member(void *data, bool joined, const char *id)
+{
+    struct told *t = data;
+    unsigned i = 0;
+
+    pthread_mutex_lock(&t->lock);
+    while (i < IDS - 1 && t->ids[i][0] != '\0' && strcmp(t->ids[i], id) != 0) {
+        i++;
+    }
+    (void)snprintf(t->ids[i], sizeof t->ids[i], "%s", id);
+    t->twice += t->in[i] == joined;
+    t->in[i] = joined;
+    pthread_mutex_unlock(&t->lock);
+}
+
+static void on_new_leader(void *data, const char *id, uint64_t token)
+{
+    struct told *t = data;
+
+    pthread_mutex_lock(&t->lock);
+    t->twice += strcmp(t->leader, id) == 0 && t->token == token;
+    (void)snprintf(t->leader, sizeof t->leader, "%s", id);
+    t->token = token;
+    pthread_mutex_unlock(&t->lock);
+}
+
+static void on_leader(void *data, bool is_leader, uint64_t token)
+{
+    struct told *t = data;
+
+    pthread_mutex_lock(&t->lock);
+    t->twice += t->leads == is_leader || token == 0;
+    t->leads = is_leader;
+    pthread_mutex_unlock(&t->lock);
+}
 
 static void nap(unsigned ms)
 {
@@ -78,6 +128,11 @@ static int start(struct cluster *c, unsigned i, size_t mem, uint64_t disk,
     o.block_size = 64 * KIB;
     o.lease_ms = 2000;
     o.sync_interval_ms = 200;
+    pthread_mutex_init(&c->told[i].lock, NULL);
+    o.on_member = on_member;
+    o.on_new_leader = on_new_leader;
+    o.on_leader = on_leader;
+    o.data = &c->told[i];
     return hedge_node_start(&o, &c->node[i], e);
 }
 
@@ -389,6 +444,40 @@ static void options_that_differ(void **state)
     hedge_sos_close(a);
 }
 
+/* Was it told what it says itself, and nothing twice? */
+static bool told_all(struct cluster *c, unsigned i)
+{
+    struct told *t = &c->told[i];
+    struct hedge_leader l = {.id = ""};
+    struct hedge_members *m = hedge_members(c->node[i]);
+    size_t others = 0, listed = 0;
+    bool same;
+
+    (void)hedge_leader(c->node[i], &l);
+    pthread_mutex_lock(&t->lock);
+    assert_int_equal(t->twice, 0);
+    for (unsigned k = 0; k < IDS; k++) {
+        others += t->in[k];
+        for (size_t j = 0; j < m->n; j++) {
+            listed += t->in[k] && strcmp(m->member[j].id, t->ids[k]) == 0;
+        }
+    }
+    same = others == m->n - 1 && listed == others &&
+           strcmp(t->leader, l.id) == 0 && t->token == l.token &&
+           t->leads == hedge_has_lock(c->node[i], NULL);
+    pthread_mutex_unlock(&t->lock);
+    hedge_members_free(m);
+    return same;
+}
+
+static void await_told(struct cluster *c, unsigned i)
+{
+    for (unsigned k = 0; k < WAIT_MS / 10 && !told_all(c, i); k++) {
+        nap(10);
+    }
+    assert_true(told_all(c, i));
+}
+
 /* Last: it stops the leader. */
 static void a_clean_stop_hands_over(void **state)
 {
@@ -399,6 +488,9 @@ static void a_clean_stop_hands_over(void **state)
     assert_int_equal(hedge_leader(c->node[0], &l), 0);
     for (unsigned i = 0; i < NODES; i++) {
         leader = hedge_has_lock(c->node[i], NULL) ? i : leader;
+    }
+    for (unsigned i = 0; i < NODES; i++) {
+        await_told(c, i);
     }
     hedge_node_stop(c->node[leader]);
     c->node[leader] = NULL;
@@ -415,6 +507,8 @@ static void a_clean_stop_hands_over(void **state)
     assert_true(now.token > l.token);
     await_members(c->node[(leader + 1) % NODES], NODES - 1);
     await_members(c->node[(leader + 2) % NODES], NODES - 1);
+    await_told(c, (leader + 1) % NODES);
+    await_told(c, (leader + 2) % NODES);
 }
 
 static void errors_at_start(void **state)

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,6 +33,20 @@ static void on_lost(void *data, const char *semaphore, uint64_t token)
     assert_string_equal(semaphore, "s");
     atomic_store(&lost_token, token);
     atomic_fetch_add(&losses, 1);
+}
+
+/* In place of the C library's: how long the machine has slept, as its only
+ * clock sees it that goes on meanwhile. */
+static atomic_uint slept_s;
+
+int clock_gettime(clockid_t id, struct timespec *ts)
+{
+    int rc = (int)syscall(SYS_clock_gettime, id, ts);
+
+    if (id == CLOCK_BOOTTIME) {
+        ts->tv_sec += (time_t)atomic_load(&slept_s);
+    }
+    return rc;
 }
 
 static void nap(unsigned ms)
@@ -285,6 +300,33 @@ static void grants_outlive_the_leader(void **state)
     start(c, 0);
 }
 
+/* Who cannot renew for the length of the lease is told, although the next
+ * leader, which counts from its own beginning, still lists the grant. */
+static void lost_by_time(void **state)
+{
+    struct cluster *c = *state;
+    struct hedge_semaphore *a = open_one(c->node[1], "s", 2);
+    struct hedge_error e = {0};
+    uint64_t token = take(a, 1), more;
+
+    assert_true(hedge_semaphore_remaining_ms(a, token) > 0);
+    atomic_fetch_add(&slept_s, SEMAPHORE_LEASE_MS / 1000);
+    assert_int_equal(hedge_semaphore_remaining_ms(a, token), 0);
+    while (losses == 0) {
+        nap(20);
+    }
+    assert_true(lost_token == token);
+    more = take(a, 1); /* There is a leader again, and a renewal. */
+    assert_true(more > token);
+    assert_true(hedge_semaphore_remaining_ms(a, more) > 0);
+    assert_int_equal(hedge_semaphore_remaining_ms(a, token), 0);
+    (void)hedge_semaphore_release(a, token, WAIT_MS, &e);
+    assert_int_equal(hedge_semaphore_release(a, token, WAIT_MS, &e),
+                     HEDGE_EFENCED);
+    hedge_semaphore_close(a);
+    assert_int_equal(losses, 1);
+}
+
 struct counter {
     struct hedge_semaphore *s;
     /* Atomic for the sanitizer, which does not see the order that the grants
@@ -374,6 +416,7 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(limits_differ, setup, teardown),
         cmocka_unit_test_setup_teardown(listed_and_revoked, setup, teardown),
+        cmocka_unit_test_setup_teardown(lost_by_time, setup, teardown),
         cmocka_unit_test_setup_teardown(long_list_is_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(grants_outlive_the_leader, setup,
                                         teardown),
