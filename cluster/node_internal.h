@@ -81,9 +81,11 @@ struct hedge_node {
     struct msg_budget *messages; /* What --message-limit bounds. */
     struct handlers *handlers;
     struct msg_parts *parts; /* Messages that travel in pieces. */
-    /* Clients' messages, broadcasts and streams that are served: one kind that
-     * hangs does not hold up the others. */
-    atomic_uint sending, spreading, relaying;
+    /* Clients' messages, broadcasts and streams: one kind that hangs does not
+     * hold up the others. */
+    struct serve_gate {
+        atomic_uint served, waiting;
+    } sending, spreading, relaying;
     struct rpc_server *server;
     struct locks *locks;         /* locks.h */
     struct sem_session *session; /* Of its own semaphores. */
@@ -298,11 +300,13 @@ void serve_put(struct rpc_call *c, void *ctx, const void *req, size_t len);
 void serve_fetch(struct rpc_call *c, void *ctx, const void *req, size_t len);
 
 /* --- serve_send.c, serve_streams.c --- */
-#define SERVE_CLIENTS_MAX 64 /* Of each kind. */
-/* Wait to be one of `max`, as long as the client's deadline lets; HEDGE_EBUSY.
- * Ends with `*count -= 1`. */
-int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+#define SERVE_CLIENTS_MAX 64 /* Of each kind, and so many that wait: */
+#define SERVE_WAITING_MAX 96 /* together less than the server's streams. */
+/* Wait to be one of those who are served, as long as the client's deadline
+ * lets; HEDGE_EBUSY, at once when too many wait. Ends with _leave(). */
+int serve_messages_enter(struct rpc_stream *s, struct serve_gate *g,
                          const char *what, struct hedge_error *e);
+void serve_messages_leave(struct serve_gate *g);
 int serve_stream(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_stream_leader(struct rpc_stream *s, void *ctx, struct hedge_error *e);
 int serve_stream_broadcast(struct rpc_stream *s, void *ctx,

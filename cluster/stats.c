@@ -332,9 +332,9 @@ static void stream_stats(const struct out *o, const struct rpc_server_use *u)
         {"relay", n->passing, serve_passing_max(n)},
         {"health", n->looking, SERVE_LOOKING_MAX},
         {"parts", n->hp_streams, SERVE_HP_MAX},
-        {"send", n->sending, SERVE_CLIENTS_MAX},
-        {"broadcast", n->spreading, SERVE_CLIENTS_MAX},
-        {"stream", n->relaying, SERVE_CLIENTS_MAX},
+        {"send", n->sending.served, SERVE_CLIENTS_MAX},
+        {"broadcast", n->spreading.served, SERVE_CLIENTS_MAX},
+        {"stream", n->relaying.served, SERVE_CLIENTS_MAX},
     };
     size_t count = sizeof table / sizeof table[0];
 

@@ -47,21 +47,42 @@ static uint64_t left_of(uint64_t until_ms)
     return until_ms > now_ms ? until_ms - now_ms : 0;
 }
 
-int serve_messages_enter(struct rpc_stream *s, atomic_uint *count, unsigned max,
+static bool try_enter(struct serve_gate *g)
+{
+    bool in = atomic_fetch_add(&g->served, 1) < SERVE_CLIENTS_MAX;
+
+    if (!in) {
+        atomic_fetch_sub(&g->served, 1);
+    }
+    return in;
+}
+
+int serve_messages_enter(struct rpc_stream *s, struct serve_gate *g,
                          const char *what, struct hedge_error *e)
 {
     uint64_t until_ms = clock_mono_ms() + time_for(s, 0);
+    bool may_wait, in = try_enter(g);
 
-    while (atomic_fetch_add(count, 1) >= max) {
-        atomic_fetch_sub(count, 1);
-        if (clock_mono_ms() >= until_ms || rpc_stream_is_cancelled(s)) {
-            return error_set(e, HEDGE_EBUSY,
-                             "this node serves %u %s of clients at once", max,
-                             what);
-        }
-        clock_sleep_ms(SERVE_RETRY_MS);
+    if (in) {
+        return 0;
     }
-    return 0;
+    may_wait = atomic_fetch_add(&g->waiting, 1) < SERVE_WAITING_MAX;
+    while (may_wait && !in && clock_mono_ms() < until_ms &&
+           !rpc_stream_is_cancelled(s)) {
+        clock_sleep_ms(SERVE_RETRY_MS);
+        in = try_enter(g);
+    }
+    atomic_fetch_sub(&g->waiting, 1);
+    return in ? 0
+              : error_set(e, HEDGE_EBUSY,
+                          "this node serves %u %s of clients at once, and lets "
+                          "%u wait; try again",
+                          SERVE_CLIENTS_MAX, what, SERVE_WAITING_MAX);
+}
+
+void serve_messages_leave(struct serve_gate *g)
+{
+    atomic_fetch_sub(&g->served, 1);
 }
 
 /* --- what clients send ------------------------------------------------------
@@ -291,8 +312,7 @@ int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     Hedge__V1__SendRequest *first;
     struct msg_buf buf;
     struct first_piece f;
-    int rv =
-        serve_messages_enter(s, &n->sending, SERVE_CLIENTS_MAX, "messages", e);
+    int rv = serve_messages_enter(s, &n->sending, "messages", e);
 
     if (rv != 0) {
         return rv;
@@ -306,7 +326,7 @@ int serve_send(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     }
     pb_free(first);
     first_done(n, &f);
-    atomic_fetch_sub(&n->sending, 1);
+    serve_messages_leave(&n->sending);
     return rv;
 }
 
@@ -395,8 +415,7 @@ int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     Hedge__V1__BroadcastRequest *first;
     struct msg_buf buf;
     struct first_piece f;
-    int rv = serve_messages_enter(s, &n->spreading, SERVE_CLIENTS_MAX,
-                                  "broadcasts", e);
+    int rv = serve_messages_enter(s, &n->spreading, "broadcasts", e);
 
     if (rv != 0) {
         return rv;
@@ -410,6 +429,6 @@ int serve_broadcast(struct rpc_stream *s, void *ctx, struct hedge_error *e)
     }
     pb_free(first);
     first_done(n, &f);
-    atomic_fetch_sub(&n->spreading, 1);
+    serve_messages_leave(&n->spreading);
     return rv;
 }

@@ -194,12 +194,11 @@ static int pass_on(struct hedge_node *n, struct rpc_stream *s,
 static int serve_passing(struct rpc_stream *s, struct hedge_node *n,
                          enum handler_kind kind, struct hedge_error *e)
 {
-    int rv =
-        serve_messages_enter(s, &n->relaying, SERVE_CLIENTS_MAX, "streams", e);
+    int rv = serve_messages_enter(s, &n->relaying, "streams", e);
 
     if (rv == 0) {
         rv = pass_on(n, s, kind, e);
-        atomic_fetch_sub(&n->relaying, 1);
+        serve_messages_leave(&n->relaying);
     }
     return rv;
 }

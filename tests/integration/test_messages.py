@@ -549,6 +549,17 @@ class Programs(DaemonTest):
                                node=self.first)
             wait_until("the other kind to run",
                        lambda: len(children(self.first.pid)) == 65)
+            # 6 and 90 more may wait; the rest is refused at once.
+            more = [stub.Send(iter([pb.SendRequest(data=b"more")]), timeout=60)
+                    for _ in range(300)]
+            wait_until("those too many to be refused",
+                       lambda: sum(c.done() for c in more) >= 210)
+            refused = [c for c in more if c.done()]
+            self.assertEqual(len(refused), 210)
+            for call in refused:
+                self.assertEqual(call.code(),
+                                 grpc.StatusCode.RESOURCE_EXHAUSTED)
+                self.assertIn("lets 96 wait", call.details())
             fcntl.flock(f, fcntl.LOCK_UN)
             for i, call in enumerate(calls):
                 self.assertEqual(b"".join(r.data for r in call), b"%d" % i)
