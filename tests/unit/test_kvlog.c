@@ -10,46 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/lib/kvlog_box.h"
-
-static struct kvlog_box box;
-static unsigned tail_rows;
-
-static int setup(void **state)
-{
-    (void)state;
-    kvlog_tail_rows = tail_rows;
-    kvlog_box_init(&box);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    kvlog_box_release(&box);
-    return 0;
-}
-
-static const char *ask(struct kvlog_query q)
-{
-    return kvlog_box_ask(&box, &q, 0);
-}
-
-#define KEY(text) .key = (text), .key_len = sizeof(text) - 1
-#define ASK(...) ask((struct kvlog_query){__VA_ARGS__})
-/* A page of each size gives the same. */
-#define CHECK(expected, ...)                                                \
-    do {                                                                    \
-        for (unsigned page_ = 0; page_ < 4; page_++) {                      \
-            struct kvlog_query q_ = {__VA_ARGS__};                          \
-            assert_string_equal(kvlog_box_ask(&box, &q_, page_), expected); \
-        }                                                                   \
-    } while (0)
-
-static uint64_t put(const char *key, const char *value)
-{
-    return kvlog_box_put(&box, key, value, 0);
-}
+#include "tests/lib/kvlog_case.h"
 
 static void put_some(void)
 {

@@ -11,32 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/lib/kvlog_box.h"
-
-static struct kvlog_box box;
-
-static int setup(void **state)
-{
-    (void)state;
-    kvlog_tail_rows = KVLOG_TAIL_ROWS;
-    kvlog_box_init(&box);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    kvlog_box_release(&box);
-    return 0;
-}
-
-static const char *ask(struct kvlog_query q)
-{
-    return kvlog_box_ask(&box, &q, 0);
-}
-
-#define KEY(text) .key = (text), .key_len = sizeof(text) - 1
-#define ASK(...) ask((struct kvlog_query){__VA_ARGS__})
+#include "tests/lib/kvlog_case.h"
 
 static size_t rows_of(MDB_dbi table)
 {
