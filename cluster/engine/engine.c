@@ -111,8 +111,10 @@ static int find_scheme(const char *url, const struct scheme **out,
     }
     *out = s;
     if (s == NULL || url[strlen(s->prefix)] == '\0') {
-        return error_set(e, HEDGE_EINVAL, "'%s' is not an engine: lmdb:DIR is",
-                         url);
+        return error_set(e, HEDGE_EINVAL,
+                         "'%s' is not an engine; for one in a directory of "
+                         "this machine say lmdb:%s",
+                         url, s == NULL && url[0] == '/' ? url : "DIR");
     }
     if (s->open == NULL) {
         return error_set(e, HEDGE_ENOTSUP,
