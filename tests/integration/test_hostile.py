@@ -190,6 +190,7 @@ class Hostile(SharedTest):
         allowed = REFUSALS | (BUSY if name in WAITING else set())
         if not (error.code() in allowed
                 or hedge_error(error) in ("EHANDLER", "EUNAVAILABLE")
+                or not job.broken and hedge_error(error) == "ETIMEDOUT"
                 or name in WAITING and hedge_error(error) == "ENOLEADER"):
             return "not a status of a bad request"
         if job.broken and hedge_error(error) not in (
