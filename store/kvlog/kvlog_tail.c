@@ -18,6 +18,9 @@
 #define ROWS_MIN 64u
 #define BYTES_MIN 4096u
 
+static_assert(sizeof((struct kvlog_walk *)0)->value == INDEX_VALUE,
+              "a walk has room for a row of the index");
+
 unsigned kvlog_tail_rows = KVLOG_TAIL_ROWS;
 
 /* --- rows of the log --------------------------------------------------------

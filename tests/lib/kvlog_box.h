@@ -1,5 +1,4 @@
-/* kvlog_box.h - the log's tables in an environment of a test's own, and a plain
- * model of what they should hold.
+/* kvlog_box.h - the log's tables in an environment of a test's own.
  *
  *   struct kvlog_box b;
  *   kvlog_box_init(&b);
@@ -10,15 +9,13 @@
  * Errors:    cmocka's assertions, but for functions that return a code.
  * Units:     milliseconds: `wall_ms` is what the next put takes for the time,
  *            `boot_ms` what ids age by.
- * Limits:    KVLOG_BOX_VERSIONS versions. */
+ * Limits:    an answer as text has 1 MiB. */
 #ifndef TESTS_LIB_KVLOG_BOX_H
 #define TESTS_LIB_KVLOG_BOX_H
 
 #include "store/kvlog/kvlog.h"
 
 #include "tests/lib/check.h"
-
-#define KVLOG_BOX_VERSIONS 20000
 
 struct kvlog_box {
     char dir[64];

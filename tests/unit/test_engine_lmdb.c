@@ -108,7 +108,9 @@ static void test_urls(void **state)
     engine_close(&g);
     assert_int_equal(engine_open("spanner://x", "g", &g, &err), HEDGE_ENOTSUP);
     assert_int_equal(engine_open("/var/lib", "g", &g, &err), HEDGE_EINVAL);
+    assert_non_null(strstr(err.text, "say lmdb:/var/lib"));
     assert_int_equal(engine_open("lmdb:", "g", &g, &err), HEDGE_EINVAL);
+    assert_non_null(strstr(err.text, "say lmdb:DIR"));
     assert_int_equal(engine_open(url, "", &g, &err), HEDGE_EINVAL);
     assert_int_equal(engine_open(url, "a/b", &g, &err), HEDGE_EINVAL);
     assert_int_equal(engine_open(url, "a\nb", &g, NULL), HEDGE_EINVAL);
